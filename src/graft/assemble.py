@@ -1,0 +1,262 @@
+"""From settings to the parts of a run: rows, model, engine, grader. Knows every stage, decides nothing in the loop."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from graft.config import Data, Grader, Rollout, RunConfig
+from graft.data.chat import ChatEncoder, prompts_from_rows
+from graft.data.functions import load_function
+from graft.data.rows import Row, read_rows
+from graft.data.split import refuse_overlap, split_rows
+from graft.errors import ConfigError, DataError
+from graft.grading.function import FunctionGrader
+from graft.grading.number import NumberGrader
+from graft.kernels import load_kernels
+from graft.model import AdapterSettings, Policy, load_model
+from graft.platform import read_cpu
+from graft.rollout import llama_decoder
+from graft.rollout.decoder import Decoder
+from graft.rollout.hf_decoder import HuggingFaceDecoder
+from graft.rollout.torch_engine import TorchEngine
+from graft.types import Grader as GraderProtocol
+from graft.types import Prompt
+from graft.update.policy import PolicyForward, Precision, check_packed_forward
+
+Reward = Callable[..., Any]
+"""`function(completion, item)` or `function(completion, item, sample)`; see `grading/function.py`."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything that the loop works with."""
+
+    config: RunConfig
+    policy: Policy
+    forward: PolicyForward
+    engine: TorchEngine | None
+    encoder: ChatEncoder
+    grader: GraderProtocol | None
+    train: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    device: torch.device
+    fingerprint: Mapping[str, Any]
+    """What decides the last bits: machine, libraries, threads, kernels."""
+
+    notes: Sequence[str]
+    """Decisions worth a line on the terminal, e.g. why the generic engine is used."""
+
+
+def assemble(
+    config: RunConfig, *, rows: Sequence[Mapping[str, Any]] | None = None, reward: Reward | None = None
+) -> Parts:
+    """Read rows, load the model and build engine and grader.
+
+    Args:
+        config: the settings.
+        rows: rows in memory, instead of `data.source`.
+        reward: a function in memory, instead of the `[grader]` section.
+
+    Raises:
+        GraftError: the kind says which part; see `errors.py`.
+    """
+    train_rows, held_out_rows = read_and_split(
+        config.data, seed=config.seed, base=Path(config.base), rows=rows
+    )
+    grader = build_grader(config.grader, base=Path(config.base), reward=reward)
+    device = choose_device(config.model.device)
+    precision = Precision(choose_precision(config.model.precision, device), device)
+    adapter = config.model.adapter
+    policy = load_model(
+        config.model.name,
+        device=device,
+        adapter=None
+        if adapter is None
+        else AdapterSettings(adapter.rank, adapter.alpha, adapter.target_modules),
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        seed=config.seed,
+    )
+    encoder = ChatEncoder(policy.tokenizer, config.model.chat_template_kwargs)
+    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "long_prompts": config.data.long_prompts}
+    train = prompts_from_rows(train_rows, encoder, **limits)
+    held_out = prompts_from_rows(held_out_rows, encoder, **limits) if held_out_rows else []
+    forward = PolicyForward(policy.plain, precision)
+    check_packed_forward(forward)
+    notes = []
+    engine = None
+    if grader is not None:
+        engine, note = build_engine(config.rollout, policy, precision)
+        notes += [note] if note else []
+    dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
+    if dropped:
+        notes.append(
+            f"{dropped} rows left out: longer than data.max_prompt_tokens = {config.data.max_prompt_tokens}"
+        )
+    return Parts(
+        config=config,
+        policy=policy,
+        forward=forward,
+        engine=engine,
+        encoder=encoder,
+        grader=grader,
+        train=train,
+        held_out=held_out,
+        device=device,
+        fingerprint=fingerprint(device, precision, engine),
+        notes=notes,
+    )
+
+
+def read_and_split(
+    data: Data, *, seed: int, base: Path, rows: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rows that share no question.
+
+    Raises:
+        DataError: rows cannot be used, there are too few, or the two sources share questions.
+    """
+
+    def read(source: str | Sequence[Mapping[str, Any]], limit: int | None) -> list[Row]:
+        return read_rows(
+            source,
+            options=data.options,
+            limit=limit,
+            seed=seed,
+            prompt_key=data.prompt_key,
+            system=data.system,
+            suffix=data.suffix,
+            base=base,
+        )
+
+    if rows is None and data.source is None:
+        raise ConfigError(
+            "data.source: missing. Name a file, 'gym:NAME' or 'hub:NAME', or pass rows from Python."
+        )
+    every = read(data.source if rows is None else rows, data.rows)  # pyright: ignore[reportArgumentType]
+    if data.held_out_source is not None:
+        held_out = read(data.held_out_source, None)
+        refuse_overlap(every, held_out)
+        return every, held_out
+    return split_rows(every, data.held_out, seed=seed) if data.held_out else (every, [])
+
+
+def build_grader(settings: Grader | None, *, base: Path, reward: Reward | None) -> GraderProtocol | None:
+    """The grader that the settings name, or one around a function in memory."""
+    timeout_s = (settings or Grader(type="number")).timeout_s
+    if reward is not None:
+        return FunctionGrader(reward, timeout_s=timeout_s)
+    if settings is None:
+        return None
+    if settings.type == "function":
+        assert settings.function is not None  # the settings check it
+        return FunctionGrader(load_function(settings.function, base), timeout_s=timeout_s)
+    return NumberGrader(settings.key)
+
+
+def load_worked(reference: str, base: Path) -> Callable[[Mapping[str, Any]], str]:
+    """What turns a row's item into its worked completion: `key:NAME`, or a function.
+
+    Raises:
+        ConfigError: no such function.
+    """
+    if reference.startswith("key:"):
+        key = reference.removeprefix("key:")
+
+        def from_key(item: Mapping[str, Any]) -> str:
+            value = item.get(key)
+            if not isinstance(value, str):
+                raise DataError(f"worked completion: item.{key} must be text, got {value!r}")
+            return value
+
+        return from_key
+    return load_function(reference, base)
+
+
+def frozen_copy(policy: Policy, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A plain model with these weights that never trains, on the policy's device."""
+    plain = policy.plain
+    with torch.device("meta"):
+        model = type(plain)(copy.deepcopy(plain.config))
+    model.load_state_dict(dict(weights), strict=True, assign=True)
+    for name, buffer in plain.named_buffers():  # those that a state dict leaves out, e.g. rotary frequencies
+        owner, _, attribute = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(attribute, buffer.clone(), persistent=False)
+    model.tie_weights()
+    return model.to(plain.device).requires_grad_(False).eval()
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> a device.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("model.device = 'cuda': this torch sees no CUDA device. Use 'auto' or 'cpu'.")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"model.device = '{name}': want 'auto', 'cpu' or 'cuda'") from None
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` -> `bf16` where bf16 products are faster than fp32 ones: CUDA, AMX that works, AMD's AVX512-BF16."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16"
+    cpu = read_cpu()
+    fast = (cpu.amx_bf16 and not cpu.hides_amx_palette) or (
+        "avx512_bf16" in cpu.flags and "AMD" in cpu.model_name
+    )
+    return "bf16" if fast else "exact"
+
+
+def build_engine(settings: Rollout, policy: Policy, precision: Precision) -> tuple[TorchEngine, str | None]:
+    """The engine, and a note on why it is not the fast one when that was left open.
+
+    Raises:
+        ConfigError: `rollout.engine = "fast"` and it cannot be used here; says why.
+    """
+    dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
+    config, note = policy.plain.config, None
+    decoder: Decoder | None = None
+    if settings.engine != "generic":
+        reason = "it is for CPUs" if precision.device.type != "cpu" else llama_decoder.supports(config)
+        kernels = load_kernels() if reason is None else reason
+        if isinstance(kernels, str):
+            if settings.engine == "fast":
+                raise ConfigError(
+                    f"rollout.engine = 'fast' cannot be used: {kernels}. Use 'auto' or 'generic'."
+                )
+            note = f"generic engine: {kernels}"
+        else:
+            decoder = llama_decoder.LlamaDecoder(config, kernels, dtype)
+    if decoder is None:
+        decoder = HuggingFaceDecoder(config, dtype=dtype, device=precision.device)
+    return TorchEngine(decoder, slots=settings.slots, eos_ids=policy.eos_ids), note
+
+
+def fingerprint(device: torch.device, precision: Precision, engine: TorchEngine | None) -> dict[str, Any]:
+    """What the bits of a run depend on besides its settings."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else read_cpu().model_name
+    return {
+        "device": device.type,
+        "device_name": name,
+        "precision": precision.name,
+        "engine": None if engine is None else engine.path,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn_cap": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+    }

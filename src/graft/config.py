@@ -1,0 +1,404 @@
+"""The one settings tree of a run: TOML, then `--set a.b=c`, checked at the edge. Imports no torch.
+
+Functions below the loop receive plain values, never these objects. Unknown keys are refused with the nearest
+name; each algorithm has its own section class, so a key that means nothing to it is unknown there.
+The docstring under a field is its help text and its line in `docs/reference/settings.md`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: nothing unknown, nothing changed after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Adapter(Section):
+    """LoRA through PEFT. Leave the section out for a full fine-tune."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the low-rank update."""
+
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale of the update: `alpha / rank` multiplies it."""
+
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter. Empty: all linear layers but the LM head."""
+
+
+class Model(Section):
+    """The policy's first weights and how they are held."""
+
+    name: str
+    """Embedded name (`graft model list`), folder, `.gguf` file or hub id. No default: it decides everything."""
+
+    adapter: Adapter | None = None
+    """LoRA settings; without the section all weights train."""
+
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu` or `cuda`."""
+
+    precision: Literal["auto", "bf16", "exact"] = "auto"
+    """`bf16`: fp32 master weights, bf16 matrix products; `exact`: fp32 throughout; `auto`: bf16 where this machine
+    multiplies it faster than fp32."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the tokenizer's chat template, e.g. `{ enable_thinking = false }`."""
+
+
+class Data(Section):
+    """Where the rows come from. Train and held-out rows never share a question."""
+
+    source: str | None = None
+    """`rows.jsonl` (OpenAI's RFT format or a prompt column), `rows.csv`, `gym:NAME` or `hub:NAME`."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the source: reasoning-gym's settings, or the hub's `name` and `split`."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """How many rows to read, held-out rows included. Needed for `gym:`, which has no end."""
+
+    held_out: int = Field(default=0, ge=0)
+    """Rows kept for evaluation, split off by question text."""
+
+    held_out_source: str | None = None
+    """A source of its own for the held-out rows, instead of splitting. A question shared with it is refused."""
+
+    prompt_key: str = "prompt"
+    """Column that holds the prompt where a row has no `messages`."""
+
+    system: str | None = None
+    """System message put before a prompt that has none."""
+
+    suffix: str = ""
+    """Text added to the end of every prompt column, e.g. the format that the answer shall have."""
+
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """Longest prompt; a longer one is handled as `long_prompts` says."""
+
+    long_prompts: Literal["refuse", "drop"] = "refuse"
+    """`refuse`: an error that names the rows; `drop`: leave them out and count them."""
+
+    shuffle: bool = True
+    """Visit the rows in a new random order each epoch; the order depends on the seed alone."""
+
+
+class Grader(Section):
+    """What turns a completion into a reward."""
+
+    type: Literal["number", "function"]
+    """`number`: 1 if the last number of the completion equals the row's key, else 0; `function`: your own."""
+
+    key: str = "answer"
+    """`number`: the key of the row that holds the right number."""
+
+    function: str | None = None
+    """`function`: `package.module:function` or `file.py:function`, called as `function(completion, item)` or
+    `function(completion, item, sample)`; returns a number."""
+
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time for one call; a sample that exceeds it has no score."""
+
+    max_failure_rate: float = Field(default=0.1, ge=0, le=1)
+    """The run stops when a larger share of a step's samples could not be graded for a reason that is ours."""
+
+    @model_validator(mode="after")
+    def _function_is_named(self) -> Grader:
+        if (self.type == "function") != (self.function is not None):
+            raise ValueError(
+                "grader.function belongs to type = 'function': give both, e.g. type = 'function', "
+                "function = 'grader.py:reward'"
+            )
+        return self
+
+
+class Clip(Section):
+    """How far the probability ratio may move before the gradient stops."""
+
+    low: float = Field(default=0.2, ge=0, lt=1)
+    """The ratio may fall to `1 - low`."""
+
+    high: float = Field(default=0.2, ge=0)
+    """The ratio may rise to `1 + high`."""
+
+
+class KL(Section):
+    """Penalty for leaving the anchor."""
+
+    coefficient: float = Field(default=0.0, ge=0)
+    """β, the weight of the penalty in the loss. At 0 it does not train and costs nothing."""
+
+    estimator: Literal["k2", "k3"] = "k3"
+    """Which per-token estimator enters the loss; see `objective/kl.py` for bias and gradient of each."""
+
+
+class Entropy(Section):
+    """Bonus for keeping the distribution wide."""
+
+    coefficient: float = Field(default=0.0)
+    """Weight of the entropy (nats a token) in the objective; positive keeps the policy random."""
+
+
+class GRPO(Section):
+    """Group relative policy optimisation: the group's mean reward is the baseline."""
+
+    name: Literal["grpo"] = "grpo"
+
+    group_size: int = Field(default=8, ge=2)
+    """Samples for each prompt. One is not enough: the others are its baseline."""
+
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """Divide advantages by the group's standard deviation, the batch's, or not at all."""
+
+    clip: Clip = Clip()
+    kl: KL = KL()
+    entropy: Entropy = Entropy()
+
+    engine_weight_cap: float | None = Field(default=None, gt=0)
+    """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
+
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimiser steps on each batch of samples. 1 is on-policy: the ratio is 1 and nothing is clipped."""
+
+
+class SFT(Section):
+    """Supervised fine-tuning: cross-entropy on worked completions, the prompt not trained."""
+
+    name: Literal["sft"] = "sft"
+
+    worked: str
+    """Where the worked completion comes from: `key:NAME` of the row, or `file.py:function` called with the item."""
+
+    reduction: Literal["token_mean", "sample_mean"] = "token_mean"
+    """Mean over all completion tokens of the step, or over tokens in a sample and then over samples."""
+
+
+AlgorithmSettings = Annotated[GRPO | SFT, Field(discriminator="name")]
+
+ALGORITHM_NAMES: tuple[str, ...] = tuple(section.model_fields["name"].default for section in (GRPO, SFT))
+
+
+class Sampling(Section):
+    """The distribution that completions are drawn from. Default: the model's own, untruncated."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by it, in sampling and in every log-probability of training."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    """Keep the k most likely tokens. Training then uses the same kept set."""
+
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Keep the smallest set of tokens with at least this probability."""
+
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Keep tokens with at least this share of the most likely token's probability."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest completion; one that reaches it is truncated."""
+
+
+class Optimizer(Section):
+    """AdamW."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How it goes from the peak, after warm-up, to `final_fraction` of it at the last step."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear rise from 0."""
+
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak left at the last step (linear and cosine)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+
+    max_gradient_norm: float = Field(default=1.0, ge=0)
+    """Clip the gradient's global norm to it; 0: no clipping."""
+
+
+class Training(Section):
+    """How much is trained, and in what pieces."""
+
+    prompts_per_step: int = Field(default=8, ge=1)
+    """Rows for each optimiser step."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps (rollout batches) of the run. Give this or `epochs`."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the training rows."""
+
+    microbatch_tokens: int = Field(default=1536, ge=1)
+    """Tokens that go through the network at once; more is faster until the cache or memory is full."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either training.steps or training.epochs")
+        return self
+
+
+class WarmStart(Section):
+    """Supervised steps before the algorithm starts, on worked completions of training rows."""
+
+    worked: str
+    """As in `[algorithm] name = "sft"`."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+
+    rows_per_step: int = Field(default=16, ge=1)
+    """Worked completions for each step."""
+
+    optimizer: Optimizer = Optimizer(learning_rate=2e-5)
+
+
+class Evaluation(Section):
+    """Measuring on held-out rows with the same engine and grader."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations. Without it the run is measured before and after training."""
+
+    samples: int = Field(default=1, ge=1)
+    """Completions for each held-out row; pass@k is reported for k up to it."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """Held-out rows used during training (the first ones); before and after all are used."""
+
+    temperature: float | None = Field(default=None, gt=0)
+    """Temperature of evaluation; none: that of `[sampling]`."""
+
+    threshold: float = 1.0
+    """A score of at least this counts as solved."""
+
+
+class Checkpoints(Section):
+    """What is kept on disk to go on from."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
+
+    keep_last: int = Field(default=1, ge=1)
+    """Newest checkpoints kept."""
+
+    keep_best: int = Field(default=0, ge=0)
+    """Checkpoints kept for their held-out score, besides the newest."""
+
+
+class Report(Section):
+    """What is written for people."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run folder (extra `track`)."""
+
+    trees: Literal["all", "none"] = "all"
+    """Whether `trees.jsonl` gets every tree of training."""
+
+    kl_every: int | None = Field(default=None, ge=1)
+    """Steps between measurements of KL to the initial model; keeps a copy of its weights in memory."""
+
+
+class Rollout(Section):
+    """The engine that samples."""
+
+    engine: Literal["auto", "fast", "generic"] = "auto"
+    """`fast`: packed weights and fused kernels (Llama family on a CPU); `generic`: any model; `auto`: fast if it
+    can be."""
+
+    slots: int = Field(default=64, ge=1)
+    """Completions that grow side by side; finished ones leave and waiting ones enter."""
+
+
+class RunConfig(Section):
+    """All settings of a run."""
+
+    run: str
+    """Folder that the run writes: config, metrics, trees, checkpoints, report."""
+
+    base: str = "."
+    """Folder that file names in the settings start from. Default: the settings file's own folder."""
+
+    seed: int = Field(default=0, ge=0)
+    """Keys every random stream of the run."""
+
+    model: Model
+    data: Data
+    grader: Grader | None = None
+    algorithm: AlgorithmSettings = GRPO()
+    sampling: Sampling = Sampling()
+    rollout: Rollout = Rollout()
+    training: Training
+    optimizer: Optimizer = Optimizer()
+    warm_start: WarmStart | None = None
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    report: Report = Report()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grpo_unless_named(cls, data: Any) -> Any:
+        algorithm = data.get("algorithm") if isinstance(data, dict) else None
+        if isinstance(algorithm, dict) and "name" not in algorithm:
+            return {**data, "algorithm": {"name": "grpo", **algorithm}}
+        return data
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        if (self.data.source or "").startswith("gym:") and self.data.rows is None:
+            raise ValueError(
+                "data.rows: a 'gym:' source has no end; say how many rows to draw, e.g. rows = 2000"
+            )
+        if self.data.held_out and self.data.held_out_source:
+            raise ValueError(
+                "give either data.held_out (split off) or data.held_out_source (rows of their own)"
+            )
+        return self
+
+
+def section_at(path: tuple[str, ...], data: dict[str, Any]) -> type[Section] | None:
+    """The section class that a dotted path leads to, given the raw settings (which name the algorithm)."""
+    current: Any = RunConfig
+    for index, part in enumerate(path):
+        field = current.model_fields.get(part)
+        if field is None:
+            return None
+        candidates = [
+            t for t in _flatten(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)
+        ]
+        if len(candidates) > 1:
+            chosen = data
+            for key in path[: index + 1]:
+                chosen = chosen.get(key, {}) if isinstance(chosen, dict) else {}
+            name = chosen.get("name", "grpo") if isinstance(chosen, dict) else "grpo"
+            candidates = [c for c in candidates if c.model_fields["name"].default == name] or candidates[:1]
+        if not candidates:
+            return None
+        current = candidates[0]
+    return current
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", ())
+    return [annotation] if not arguments else [t for a in arguments for t in _flatten(a)]
+
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Where the wheel keeps the recipes."""

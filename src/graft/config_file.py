@@ -1,0 +1,137 @@
+"""Reading, overriding, checking and writing back the settings of `config.py`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from pydantic import ValidationError
+
+from graft.config import ALGORITHM_NAMES, RunConfig, section_at
+from graft.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file, apply `a.b=c` overrides and check the result.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a setting is unknown, malformed or out of range.
+            The message names each offending key, what it got and what it wants.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. `graft init` writes one to start from.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    for override in overrides:
+        set_override(data, override)
+    data["base"] = str((path.parent / data.get("base", ".")).resolve())
+    return check_config(data, where=str(path))
+
+
+def check_config(data: Mapping[str, Any], *, where: str) -> RunConfig:
+    """Turn raw settings into a checked tree.
+
+    Args:
+        data: nested tables as TOML gives them.
+        where: names the origin in error messages, e.g. the file.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [_describe(dict(entry), dict(data)) for entry in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def set_override(data: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=c` to raw settings. The value is read as TOML; what is not TOML is taken as text.
+
+    Raises:
+        ConfigError: there is no `=`, or the path leads through something that is not a table.
+    """
+    path, separator, text = override.partition("=")
+    if not separator or not path.strip():
+        raise ConfigError(f"--set {override}: want key=value, e.g. --set optimizer.learning_rate=1e-5")
+    keys = path.strip().split(".")
+    table = data
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: '{key}' is a value, not a section")
+    table[keys[-1]] = _parse_value(text.strip())
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved settings as TOML; reading it back gives an equal tree."""
+    document = tomlkit.document()
+    tables = []
+    for name, value in config.model_dump(mode="json", exclude_none=True).items():
+        if isinstance(value, dict):
+            tables.append((name, value))
+        else:
+            document.add(name, value)
+    for name, value in tables:
+        document.add(name, tomlkit.item(value))
+    return tomlkit.dumps(document)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _describe(entry: dict[str, Any], data: dict[str, Any]) -> str:
+    """One line for one finding of pydantic, in the words of the settings file."""
+    location = [part for part in entry["loc"] if isinstance(part, str | int)]
+    path = _without_tags(location, data)
+    dotted = ".".join(str(part) for part in path)
+    if entry["type"] == "extra_forbidden":
+        return _unknown_key(path, data)
+    if entry["type"] == "missing":
+        return f"{dotted}: missing. {_help_of(path, data)}".rstrip()
+    if entry["type"] == "union_tag_invalid":
+        close = difflib.get_close_matches(entry["ctx"]["tag"], ALGORITHM_NAMES, n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(ALGORITHM_NAMES)}."
+        return f"{dotted}.name: no algorithm is called '{entry['ctx']['tag']}'. {hint}"
+    if entry["type"] == "value_error":
+        return f"{dotted + ': ' if dotted else ''}{entry['ctx']['error']}"
+    got = json.dumps(entry["input"], default=str)
+    return f"{dotted} = {got}: {entry['msg'].lower()}. {_help_of(path, data)}".rstrip()
+
+
+def _unknown_key(path: tuple[str, ...], data: dict[str, Any]) -> str:
+    dotted = ".".join(path)
+    section = section_at(path[:-1], data)
+    known = sorted(section.model_fields) if section else []
+    chosen = data.get("algorithm", {})
+    owner = f" for algorithm '{chosen.get('name', 'grpo')}'" if path[0] == "algorithm" else ""
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"Did you mean '{close[0]}'?" if close else f"Known here: {', '.join(known)}."
+    return f"{dotted}: unknown setting{owner}. {hint}"
+
+
+def _help_of(path: tuple[str, ...], data: dict[str, Any]) -> str:
+    section = section_at(path[:-1], data)
+    field = section.model_fields.get(path[-1]) if section else None
+    return " ".join((field.description or "").split()) if field else ""
+
+
+def _without_tags(location: Sequence[str | int], data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Drop the names of union members that pydantic puts into locations (`algorithm.grpo.clip`)."""
+    path: list[str] = []
+    for index, part in enumerate(location):
+        is_tag = index > 0 and location[index - 1] == "algorithm" and part in ALGORITHM_NAMES
+        if not is_tag:
+            path.append(str(part))
+    return tuple(path)

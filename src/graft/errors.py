@@ -1,0 +1,54 @@
+"""Errors that a caller would want to catch.
+
+    GraftError
+    ├── ConfigError        a setting is unknown, malformed or means nothing here
+    ├── DataError          a row, prompt or chat template cannot be used
+    ├── ModelError         a model is missing, damaged or of a kind that is not supported
+    ├── GraderError        a reward function or grader failed in a way that is not the model's fault
+    ├── CheckpointError    a checkpoint is missing, incomplete or does not fit this run
+    └── ResourceError      memory or disk ran out; says which setting to lower
+
+Every message says where, what it got, what it wants and what to do.
+"""
+
+
+class GraftError(Exception):
+    """Base of all errors raised on purpose by graft. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(GraftError):
+    """A setting is unknown, malformed or means nothing to the chosen algorithm."""
+
+    exit_code = 2
+
+
+class DataError(GraftError):
+    """A row, a prompt or a chat template cannot be used."""
+
+    exit_code = 3
+
+
+class ModelError(GraftError):
+    """A model is missing, damaged or of a kind that is not supported."""
+
+    exit_code = 4
+
+
+class GraderError(GraftError):
+    """A reward function or grader failed in a way that is not the model's fault."""
+
+    exit_code = 5
+
+
+class CheckpointError(GraftError):
+    """A checkpoint is missing, incomplete or does not fit this run."""
+
+    exit_code = 6
+
+
+class ResourceError(GraftError):
+    """Memory or disk ran out."""
+
+    exit_code = 7

@@ -1,0 +1,122 @@
+"""Anybody's Python function as a grader: it may raise, return nonsense or hang without harming the run."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from graft.errors import GraderError
+from graft.types import Grade, Outcome, Sample
+
+DEFAULT_MAX_FAILURE_RATE = 0.1
+"""Share of samples without a score above which a run stops, where no `[grader]` section says otherwise."""
+
+MAX_ABANDONED = 8
+"""Calls that may hang for good before the run stops: each keeps a thread."""
+
+
+class FunctionGrader:
+    """Calls `function(completion, item)` or `function(completion, item, sample)` for each sample."""
+
+    def __init__(self, function: Callable[..., Any], *, timeout_s: float) -> None:
+        """
+        Args:
+            function: returns a number, a bool, or a `Grade`.
+            timeout_s: longest time for one call, seconds.
+
+        Raises:
+            GraderError: the function does not take two or three positional arguments.
+        """
+        self.function = function
+        self.timeout_s = timeout_s
+        self.name = getattr(function, "__qualname__", repr(function))
+        self._takes_sample = _takes_sample(function, self.name)
+        self._worker: _Worker | None = None
+        self._abandoned = 0
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Grade]:
+        """Grade each sample; a call that raises, hangs or returns no finite number gives an outcome, not a score.
+
+        Raises:
+            GraderError: more than `MAX_ABANDONED` calls hang.
+        """
+        return [self._grade(sample) for sample in samples]
+
+    def _grade(self, sample: Sample) -> Grade:
+        if self._worker is None:
+            self._worker = _Worker()
+        arguments = (sample.text, dict(sample.prompt.item), *((sample,) if self._takes_sample else ()))
+        try:
+            value = self._worker.call(self.function, arguments, self.timeout_s)
+        except queue.Empty:
+            self._abandon()
+            return Grade(None, Outcome.TIMED_OUT, reason=f"{self.name} took longer than {self.timeout_s:g} s")
+        if isinstance(value, BaseException):
+            return Grade(None, Outcome.CRASHED, reason=f"{self.name} raised {type(value).__name__}: {value}")
+        return _as_grade(value, self.name)
+
+    def _abandon(self) -> None:
+        """A thread cannot be killed; leave it behind and count it."""
+        self._worker = None
+        self._abandoned += 1
+        if self._abandoned > MAX_ABANDONED:
+            raise GraderError(
+                f"grader '{self.name}': {self._abandoned} calls took longer than grader.timeout_s = {self.timeout_s:g} "
+                "and still run. Mend the function, or raise the limit if it is merely slow."
+            )
+
+
+class _Worker:
+    """One daemon thread that calls functions one after the other."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True, name="graft-grader").start()
+
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: float) -> Any:
+        """The function's value, or the exception it raised. Raises queue.Empty when it takes too long."""
+        self._calls.put((function, arguments))
+        return self._results.get(timeout=timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            function, arguments = self._calls.get()
+            try:
+                self._results.put(function(*arguments))
+            except BaseException as error:
+                self._results.put(error)
+
+
+def _takes_sample(function: Callable[..., Any], name: str) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return False
+    for count in (3, 2):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count == 3
+    raise GraderError(
+        f"grader '{name}{signature}': want function(completion, item) or function(completion, item, sample)"
+    )
+
+
+def _as_grade(value: Any, name: str) -> Grade:
+    if isinstance(value, Grade):
+        if value.score is None or math.isfinite(value.score):
+            return value
+        value = value.score
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        return Grade(None, Outcome.CRASHED, reason=f"{name} returned {value!r}; want a number")
+    if not math.isfinite(score):
+        return Grade(None, Outcome.NOT_FINITE, reason=f"{name} returned {score}; a score must be finite")
+    return Grade(score)

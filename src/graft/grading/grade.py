@@ -1,0 +1,61 @@
+"""Trees -> grades of their leaves, and the policy for what could not be graded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from graft.errors import GraderError
+from graft.tree import Tree
+from graft.types import Grade, Grader, Sample, StopReason, Tokens
+
+LeafGrades = Mapping[int, Grade]
+"""Leaf id -> its grade."""
+
+
+def samples_of(trees: Sequence[Tree], decode: Callable[[Tokens], str]) -> list[Sample]:
+    """One sample for each leaf, tree by tree, leaves in rising order."""
+    return [
+        Sample(
+            prompt=tree.prompt,
+            text=decode(tree.completion(leaf)),
+            tokens=tree.completion_length(leaf),
+            stop=tree.nodes[leaf].stop or StopReason.EOS,
+        )
+        for tree in trees
+        for leaf in tree.leaves()
+    ]
+
+
+def grade_trees(
+    grader: Grader, trees: Sequence[Tree], decode: Callable[[Tokens], str], *, max_failure_rate: float
+) -> list[LeafGrades]:
+    """Grade every leaf.
+
+    A sample without a score leaves its group and is counted; it is not a zero.
+
+    Args:
+        grader: what judges.
+        trees: grown trees.
+        decode: token ids -> text.
+        max_failure_rate: largest share of samples without a score.
+
+    Raises:
+        GraderError: more than that share could not be graded; the message counts the reasons.
+    """
+    samples = samples_of(trees, decode)
+    grades = list(grader(samples))
+    if len(grades) != len(samples):
+        raise GraderError(
+            f"the grader returned {len(grades)} grades for {len(samples)} samples; want one each"
+        )
+    failed = [grade for grade in grades if not grade.scored]
+    if len(failed) > max_failure_rate * len(grades):
+        reasons = Counter(f"{grade.outcome}: {grade.reason}" for grade in failed).most_common(3)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        raise GraderError(
+            f"{len(failed)} of {len(grades)} samples could not be graded (allowed: grader.max_failure_rate = "
+            f"{max_failure_rate:g}). {listed}"
+        )
+    remaining = iter(grades)
+    return [{leaf: next(remaining) for leaf in tree.leaves()} for tree in trees]

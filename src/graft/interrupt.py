@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM, taken at the next moment at which the run's state is whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
+    """The run was asked to stop; raised between two units of work."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+class Interrupt:
+    """While entered, the first signal only sets a flag that `check` turns into `Interrupted`.
+
+    A second signal acts at once, as if this were not there. Outside the main thread, where Python delivers no
+    signals, it does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has come."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._former = {}

@@ -1,0 +1,45 @@
+"""Memory: what a process used at most, and errors that say which setting to lower."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from graft.errors import ResourceError
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory used so far, in units of 10^9 bytes: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+@contextmanager
+def memory_errors(activity: str, settings: str) -> Iterator[None]:
+    """Turn "out of memory" into a ResourceError that says what to lower.
+
+    Args:
+        activity: what was going on, e.g. `sampling`.
+        settings: the settings that decide its memory.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _too_little(activity, settings, error) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise _too_little(activity, settings, error) from error
+
+
+def _too_little(activity: str, settings: str, error: BaseException) -> ResourceError:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ResourceError(
+        f"memory ran out during {activity} ({first}). Lower {settings}; `graft resume` goes on."
+    )

@@ -1,0 +1,41 @@
+"""Per-token estimates of KL(policy || anchor) from the policy's own samples.
+
+With r = π_anchor / π_θ of the sampled token (Schulman, "Approximating KL divergence", 2020):
+
+| estimator | value          | as a value                | its gradient as a loss (on-policy)                       |
+|-----------|----------------|---------------------------|----------------------------------------------------------|
+| k1        | -log r         | unbiased, can be negative | has expectation 0: trains nothing; right in the reward   |
+| k2        | (log r)² / 2   | biased, low variance      | equals that of KL(π_θ || anchor)                         |
+| k3        | r - 1 - log r  | unbiased, never negative  | a first-order biased approximation (arXiv:2510.01555)    |
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def k1(
+    logprobs: Float[Tensor, " tokens"], anchor_logprobs: Float[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """log π_θ - log π_anchor."""
+    return logprobs - anchor_logprobs
+
+
+def k2(
+    logprobs: Float[Tensor, " tokens"], anchor_logprobs: Float[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """½ (log π_θ - log π_anchor)²."""
+    return (logprobs - anchor_logprobs) ** 2 / 2
+
+
+def k3(
+    logprobs: Float[Tensor, " tokens"], anchor_logprobs: Float[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """r - 1 - log r, with r = π_anchor / π_θ."""
+    log_ratio = anchor_logprobs - logprobs
+    return torch.expm1(log_ratio) - log_ratio
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

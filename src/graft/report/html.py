@@ -1,0 +1,207 @@
+"""`report.html`: one file that shows a run, made from its folder alone, with nothing fetched from anywhere.
+
+What is known beforehand is plain HTML (`page_head.py`); curves and samples are data that the scripts in
+`page/` draw. A content security policy forbids the page everything but its own style and script. Text of
+samples and settings comes in escaped, or as data that the scripts insert as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from graft.report.metrics import METRICS, Stage
+from graft.report.page_data import (
+    FEATURED,
+    PROMPTS_PER_STEP,
+    Run,
+    chart_meaning,
+    chart_titles,
+    page_data,
+    read_run,
+)
+from graft.report.page_head import footer, head, page_title
+from graft.report.run_folder import REPORT_FILE, RunFolder, write_atomic
+from graft.report.text import visible
+
+MAX_TREES = 400
+"""Training trees on the page, of steps at even distances."""
+
+_SCRIPTS = ("charts.js", "samples.js")
+_SMOOTH_FROM = 30
+_AXES = (("step", "steps"), ("generated_tokens", "generated tokens"), ("seconds", "time"))
+_CHANGES = (
+    ("all", "All"),
+    ("gained", "Newly right"),
+    ("unsolved", "Still wrong"),
+    ("lost", "Newly wrong"),
+    ("kept", "Still right"),
+)
+
+
+def write_report(run_folder: str | Path, *, max_trees: int = MAX_TREES) -> Path:
+    """Write `report.html` into a run folder, finished or not, and return its path.
+
+    Args:
+        run_folder: the folder that a run wrote.
+        max_trees: most training trees on the page; the steps shown are at even distances.
+
+    Raises:
+        DataError: the folder is not a run's, or a file in it is damaged.
+        ResourceError: the disk is full; an older report stays.
+    """
+    folder = RunFolder.open(run_folder)
+    path = folder.path / REPORT_FILE
+    write_atomic(path, render_report(read_run(folder, max_trees=max_trees)))
+    return path
+
+
+def render_report(run: Run) -> str:
+    """The page as text."""
+    data = page_data(run)
+    script = "\n".join(_asset(name) for name in _SCRIPTS)
+    return _fill(
+        _asset("page.html"),
+        {
+            "title": html.escape(page_title(run)),
+            "style": _asset("page.css"),
+            "script": script,
+            "script_hash": f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+            "head": head(run),
+            "axis_switch": _axis_switch(data),
+            "curves": _curves(run, data["charts"]),
+            "pairs": _pairs(run, data["pairs"]),
+            "samples": _samples(run, data["steps"]),
+            "config": html.escape(visible(run.config)) or "config.toml is missing from the run folder.",
+            "meanings": _meanings(),
+            "footer": footer(run),
+            "data": embed(data),
+        },
+    )
+
+
+def embed(data: Any) -> str:
+    """JSON that no text in it can end or turn into markup: `<`, `>` and `&` are written as escapes."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _asset(name: str) -> str:
+    return (resources.files("graft.report") / "page" / name).read_text(encoding="utf-8").rstrip("\n")
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    """Replace each `{{name}}` of the template; values are not looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def _axis_switch(data: dict[str, Any]) -> str:
+    if not data["charts"]:
+        return ""
+    columns = data["columns"].get(str(Stage.TRAIN), {})
+    counted = any(tokens is not None for tokens in columns.get("generated_tokens", ()))
+    choices = "".join(
+        f'<label><input type="radio" name="axis" value="{value}"{" checked" if value == "step" else ""}'
+        f"{' disabled' if value == 'generated_tokens' and not counted else ''}><span>{name}</span></label>"
+        for value, name in _AXES
+    )
+    return f'<fieldset class="switch"><legend>Along</legend>{choices}</fieldset>'
+
+
+def _curves(run: Run, charts: list[dict[str, Any]]) -> str:
+    shown = {chart["declared"] for chart in charts}
+    missing = [title for title in chart_titles() if title not in shown]
+    parts = []
+    if charts:
+        parts.append(
+            f'<div class="charts">{"".join(_chart(index, chart) for index, chart in enumerate(charts))}</div>'
+        )
+    else:
+        parts.append('<p class="note">No step was recorded before the run stopped.</p>')
+    steps = len(run.of_stage(Stage.TRAIN))
+    if steps >= _SMOOTH_FROM:
+        parts.append(
+            '<p class="note">Thin lines: each step. Thick lines: mean of the last '
+            f"{max(5, round(steps / 20))} measured values.</p>"
+        )
+    if charts and missing:
+        parts.append(f'<p class="note">Not measured in this run: {", ".join(missing).lower()}.</p>')
+    return "\n".join(parts)
+
+
+def _chart(index: int, chart: dict[str, Any]) -> str:
+    title, unit = html.escape(chart["title"]), html.escape(chart["unit"])
+    featured = " featured" if chart["title"] in FEATURED else ""
+    return (
+        f'<figure class="chart card{featured}"><figcaption><h3><button type="button" class="term" '
+        f'aria-describedby="tip-{index}">{title}</button>'
+        f'<span class="tip" role="tooltip" id="tip-{index}">{_prose(chart_meaning(chart["declared"]))}</span>'
+        f'<span class="unit">{unit}</span></h3><div class="readout"></div></figcaption>'
+        f'<div class="plot"></div></figure>'
+    )
+
+
+def _pairs(run: Run, pairs: list[dict[str, Any]]) -> str:
+    if not pairs:
+        return f'<p class="note">{_why_no_pairs(run)}</p>'
+    buttons = "".join(
+        f'<button type="button" class="plain" data-change="{name}" aria-pressed="false">{label}</button>'
+        for name, label in _CHANGES
+    )
+    shown = f"{len(pairs)} of {len(run.pairs)} rows are on this page. " if len(pairs) < len(run.pairs) else ""
+    return (
+        f'<div class="filters">{buttons}</div><div id="pair-list"></div>'
+        f'<p class="note">{shown}Rows newly right, still wrong, newly wrong and still right take turns. '
+        "Each row shows its first completion.</p>"
+    )
+
+
+def _why_no_pairs(run: Run) -> str:
+    moments = {record.get("moment") for record in run.of_stage(Stage.EVALUATION)}
+    if not moments:
+        return "This run did not measure held-out rows."
+    if "after" not in moments:
+        return (
+            "This run ended, or is, before the measurement after training: there is nothing to compare with."
+        )
+    return "The completions of held-out rows were not stored."
+
+
+def _samples(run: Run, steps: list[dict[str, Any]]) -> str:
+    total = len({record["step"] for record in run.of_stage(Stage.TRAIN)})
+    if not steps:
+        why = "No trees of training were stored." if total else "No training step was recorded."
+        return f'<p class="note">{why}</p>'
+    return (
+        '<div class="controls card"><output id="step-name" for="step-slider"></output>'
+        '<button type="button" class="plain" id="step-back" aria-label="Earlier step">←</button>'
+        f'<input type="range" id="step-slider" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" '
+        'step="1" aria-label="Training step">'
+        '<button type="button" class="plain" id="step-next" aria-label="Later step">→</button>'
+        '<span class="summary" id="step-about" aria-live="polite"></span></div>'
+        '<div id="step-samples"></div>'
+        '<p class="note"><span class="legend"><span><span class="segment positive">advantage above 0</span> '
+        'made more likely</span> <span><span class="segment negative">below 0</span> made less likely</span>'
+        "</span></p>"
+        f'<p class="note">{len(steps):,} of {total:,} steps are on this page, at even distances, with up to '
+        f"{PROMPTS_PER_STEP} prompts each. trees.jsonl has all of them.</p>"
+    )
+
+
+def _meanings() -> str:
+    return "\n".join(
+        f"<tr><td><code>{html.escape(metric.name)}</code></td><td>{html.escape(metric.unit)}</td>"
+        f"<td>{_prose(metric.meaning)}</td></tr>"
+        for metric in METRICS.values()
+    )
+
+
+def _prose(markdown: str) -> str:
+    """A declared meaning as HTML: escaped, with `code` marked up."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(markdown))

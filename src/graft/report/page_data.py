@@ -1,0 +1,281 @@
+"""What the report page shows, read from a run folder: columns for the charts and a choice of samples.
+
+Everything here is plain data; `html.py` writes it into the page and `page/*.js` draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.report.metrics import METRICS, Metric, Stage, find_metric
+from graft.report.run_folder import RunFolder, to_plain
+from graft.report.text import visible
+from graft.report.trees import (
+    ShownPair,
+    ShownSample,
+    before_and_after,
+    evenly,
+    message_text,
+    shown_samples,
+    telling_pairs,
+)
+
+MAX_PAIRS = 60
+"""Held-out rows on the page."""
+
+PROMPTS_PER_STEP = 8
+SAMPLES_PER_PROMPT = 16
+CHARACTERS_PER_SAMPLE = 4_000
+CHARACTERS_ON_PAGE = 3_000_000
+"""Limits that keep the page fast; `trees.jsonl` has everything."""
+
+FEATURED = ("Reward", "Held-out accuracy")
+"""Charts drawn larger, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder, read once."""
+
+    name: str
+    settings: Mapping[str, Any]
+    config: str
+    """Text of `config.toml`."""
+
+    summary: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    shown_steps: Mapping[int, Sequence[Mapping[str, Any]]]
+    """Training step to the prompts of it that the page shows, with their samples."""
+
+    pairs: Sequence[ShownPair]
+
+    @property
+    def threshold(self) -> float:
+        """A score of at least this counts as solved."""
+        return float(self.settings.get("evaluation", {}).get("threshold", 1.0))
+
+    def of_stage(self, stage: Stage) -> list[Mapping[str, Any]]:
+        """The records of one stage, in order."""
+        return [record for record in self.records if record["stage"] == stage]
+
+
+def read_run(folder: RunFolder, *, max_trees: int) -> Run:
+    """Read what the page needs; `trees.jsonl` is passed through once and never held whole.
+
+    Args:
+        folder: any run folder, whatever its state.
+        max_trees: most training trees kept, of steps at even distances.
+
+    Raises:
+        DataError: a file of the folder is damaged.
+    """
+    records = folder.read_metrics()
+    steps = sorted({record["step"] for record in records if record["stage"] == Stage.TRAIN})
+    shown: dict[int, list[dict[str, Any]]] = {step: [] for step in evenly(steps, max(1, max_trees))}
+    held_out: list[Mapping[str, Any]] = []
+    for tree in folder.read_trees():
+        if tree["stage"] == Stage.EVALUATION:
+            held_out.append(tree)
+        elif tree["step"] in shown and len(shown[tree["step"]]) < PROMPTS_PER_STEP:
+            shown[tree["step"]].append(_prompt(tree))
+    return Run(
+        name=folder.path.resolve().name,
+        settings=folder.read_settings(),
+        config=folder.read_config(),
+        summary=folder.read_summary(),
+        records=records,
+        shown_steps=_fit(_limit({step: prompts for step, prompts in shown.items() if prompts}, max_trees)),
+        pairs=before_and_after(held_out),
+    )
+
+
+def page_data(run: Run) -> dict[str, Any]:
+    """What the page's scripts draw, plain JSON."""
+    clock = _clock(run.records)
+    return {
+        "charts": charts(run),
+        "columns": {
+            str(stage): _columns(run.records, stage, clock)
+            for stage in Stage
+            if any(record["stage"] == stage for record in run.records)
+        },
+        "steps": [{"step": step, "prompts": prompts} for step, prompts in run.shown_steps.items()],
+        "pairs": [_pair(pair) for pair in telling_pairs(run.pairs, MAX_PAIRS, threshold=run.threshold)],
+        "threshold": run.threshold,
+    }
+
+
+def charts(run: Run) -> list[dict[str, Any]]:
+    """The charts that have something to show, in order: title, stage, unit and the metrics they draw."""
+    found = []
+    for title in chart_titles():
+        for stage in _stages_of(run, title):
+            metrics = [metric for metric in _metrics_of(title) if _measured(run.records, stage, metric.name)]
+            if metrics:
+                found.append(
+                    {
+                        "title": "Warm-start loss" if stage is Stage.WARM_START else title,
+                        "declared": title,
+                        "stage": str(stage),
+                        "unit": metrics[0].unit,
+                        "metrics": [metric.name for metric in metrics],
+                    }
+                )
+    return found
+
+
+def _stages_of(run: Run, title: str) -> tuple[Stage, ...]:
+    """Where a chart takes its values from. The loss of reinforcement says nothing; that of imitation does."""
+    if title == "Held-out accuracy":
+        return (Stage.EVALUATION,)
+    if title != "Loss":
+        return (Stage.TRAIN,)
+    rewarded = _measured(run.records, Stage.TRAIN, "reward_mean")
+    return (Stage.WARM_START,) if rewarded else (Stage.TRAIN, Stage.WARM_START)
+
+
+def chart_titles() -> list[str]:
+    """All charts that the table of metrics declares, the featured ones first and the loss last."""
+    titles = dict.fromkeys(metric.chart for metric in METRICS.values() if metric.chart)
+    return [*FEATURED, *(title for title in titles if title not in (*FEATURED, "Loss")), "Loss"]
+
+
+def chart_meaning(title: str) -> str:
+    """What a chart shows, from the meanings of its metrics."""
+    return " ".join(metric.meaning for metric in _metrics_of(title))
+
+
+def run_seconds(records: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds spent in the recorded steps and evaluations."""
+    return sum(_seconds(record) for record in records)
+
+
+def _metrics_of(title: str) -> list[Metric]:
+    return [metric for metric in METRICS.values() if metric.chart == title]
+
+
+def _measured(records: Iterable[Mapping[str, Any]], stage: Stage, name: str) -> bool:
+    return any(record["stage"] == stage and name in record for record in records)
+
+
+def _limit(steps: dict[int, list[dict[str, Any]]], max_trees: int) -> dict[int, list[dict[str, Any]]]:
+    """The steps at even distances that hold at most `max_trees` prompts together, one step at least."""
+    most = max((len(prompts) for prompts in steps.values()), default=1)
+    return {step: steps[step][:max_trees] for step in evenly(list(steps), max(1, max_trees // most))}
+
+
+def _fit(steps: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
+    """Fewer steps, again at even distances, if the texts of all would make the page slow."""
+    size = sum(_characters(prompt) for prompts in steps.values() for prompt in prompts)
+    if size <= CHARACTERS_ON_PAGE:
+        return steps
+    return {
+        step: steps[step] for step in evenly(list(steps), max(1, int(len(steps) * CHARACTERS_ON_PAGE / size)))
+    }
+
+
+def _characters(prompt: Mapping[str, Any]) -> int:
+    segments = (segment for sample in prompt["samples"] for segment in sample["segments"])
+    return sum(len(message["text"]) for message in prompt["messages"]) + sum(len(s["text"]) for s in segments)
+
+
+def _seconds(record: Mapping[str, Any]) -> float:
+    return record.get("step_seconds", 0.0) + record.get("evaluation_seconds", 0.0)
+
+
+def _clock(records: Sequence[Mapping[str, Any]]) -> list[tuple[float | None, float]]:
+    """For each record where it stands on the other two axes: tokens generated and seconds passed.
+
+    Tokens are None when training did not record them.
+    """
+    generated: float | None = 0 if _measured(records, Stage.TRAIN, "generated_tokens") else None
+    seconds, places = 0.0, []
+    for record in records:
+        generated = record.get("generated_tokens", generated)
+        seconds += _seconds(record)
+        places.append((generated, seconds))
+    return places
+
+
+def _columns(
+    records: Sequence[Mapping[str, Any]], stage: Stage, clock: Sequence[tuple[float | None, float]]
+) -> dict[str, list[Any]]:
+    """The records of a stage as one list for each metric; null where a record does not have it."""
+    rows = [
+        (record, *place) for record, place in zip(records, clock, strict=True) if record["stage"] == stage
+    ]
+    names = dict.fromkeys(name for record, *_ in rows for name in record if name != "stage")
+    columns = {name: [_number(record.get(name), name) for record, *_ in rows] for name in names}
+    return {
+        **columns,
+        "generated_tokens": [generated for _, generated, _ in rows],
+        "seconds": [round(seconds, 2) for *_, seconds in rows],
+    }
+
+
+def _number(value: Any, name: str) -> Any:
+    """Six digits are more than a chart shows; what is not finite stays text, as in `metrics.jsonl`."""
+    if value is None or find_metric(name).text:
+        return value
+    plain = to_plain(value)
+    return float(f"{plain:.6g}") if isinstance(plain, float) else plain
+
+
+def _prompt(tree: Mapping[str, Any]) -> dict[str, Any]:
+    samples = shown_samples(tree)
+    return {
+        **_asked(tree["row"], tree["messages"], tree["item"]),
+        "samples": [_sample(sample) for sample in samples[:SAMPLES_PER_PROMPT]],
+        "drawn": len(samples),
+    }
+
+
+def _asked(row: int, messages: Sequence[Mapping[str, Any]], item: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "row": row,
+        "messages": [
+            {"role": visible(str(message.get("role", ""))), "text": _cut(message_text(message))}
+            for message in messages
+        ],
+        "item": {
+            visible(str(key)): _cut(_text(value), 300) for key, value in item.items() if value is not None
+        },
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _sample(sample: ShownSample) -> dict[str, Any]:
+    left = CHARACTERS_PER_SAMPLE
+    segments = []
+    for text, advantage in sample.segments:
+        segments.append({"text": _cut(text, left), "advantage": advantage})
+        left -= len(text)
+        if left <= 0:
+            break
+    return {
+        "segments": segments,
+        "score": sample.score,
+        "outcome": sample.outcome,
+        "reason": visible(sample.reason[:400]),
+        "tokens": sample.tokens,
+        "stop": sample.stop,
+    }
+
+
+def _pair(pair: ShownPair) -> dict[str, Any]:
+    return {
+        **_asked(pair.row, pair.messages, pair.item),
+        "before": _sample(pair.before),
+        "after": _sample(pair.after),
+    }
+
+
+def _cut(text: str, length: int = CHARACTERS_PER_SAMPLE) -> str:
+    if len(text) <= length:
+        return visible(text)
+    return f"{visible(text[:length])}… [{len(text) - length:,} more characters in trees.jsonl]"

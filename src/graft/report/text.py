@@ -1,0 +1,43 @@
+"""Text for people: what a model or a data set wrote, made safe to look at, and durations."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with its control characters shown instead of obeyed; line breaks and tabs stay.
+
+    Escape sequences could drive a terminal, and direction marks show a text in another order than it has.
+    `\\x1b` becomes `␛`; a right-to-left override becomes `⟨U+202E⟩`. `\\r\\n` counts as a line break.
+    """
+    return _CONTROL.sub(_picture, text.replace("\r\n", "\n"))
+
+
+def format_duration(seconds: float) -> str:
+    """`45 s`, `3:20` (minutes) or `2:03:20` (hours)."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def duration_in_words(seconds: float) -> str:
+    """`45 s`, `3 min 20 s` or `2 h 3 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _picture(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"

@@ -1,0 +1,58 @@
+"""The engine protocol: prefixes in, continuations out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from graft.rollout.sampling import SamplingSettings
+from graft.types import LogProbs, StopReason, Tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Continuation:
+    """What the engine sampled after one prefix."""
+
+    tokens: Tokens
+    logprobs: LogProbs
+    """In the sampling distribution of the engine, nats."""
+
+    stop: StopReason
+    kept: tuple[np.ndarray, ...] | None = None
+    """For truncated sampling: the ids that could have been drawn at each token, int32."""
+
+
+class Engine(Protocol):
+    """Samples continuations from a copy of the policy's weights."""
+
+    path: str
+    """Which implementation is in use, for the log and the checkpoint."""
+
+    def grow(
+        self,
+        prefixes: Sequence[Tokens],
+        keys: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Continuation]]:
+        """Sample `len(keys[i])` continuations of `prefixes[i]`, each prefix computed once.
+
+        Args:
+            prefixes: token ids of each state to go on from.
+            keys: random stream of every continuation wanted (`sampling.stream_key`).
+            sampling: the distribution, and the longest continuation.
+            progress: called after every token with the number drawn so far in this call.
+
+        Returns:
+            The continuations, in the order of `keys`.
+        """
+        ...
+
+    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+        """Take over the policy's current weights; `version` counts optimiser steps."""
+        ...

@@ -1,0 +1,51 @@
+"""Prompts -> trees: who asks the engine for what, and hangs the results into trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from graft.rollout.engine import Continuation, Engine
+from graft.rollout.sampling import SamplingSettings, stream_key
+from graft.tree import ROOT, Kind, Tree
+from graft.types import Prompt, Purpose
+
+
+def grow_groups(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    *,
+    group_size: int,
+    sampling: SamplingSettings,
+    seed: int,
+    purpose: Purpose,
+    step: int,
+    attempt: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tree]:
+    """One tree a prompt, with a group of `group_size` whole completions below its root.
+
+    Args:
+        engine: what samples.
+        prompts: the states to go on from.
+        group_size: completions for each prompt.
+        sampling: their distribution.
+        seed: of the run; with purpose, step, row and attempt it keys the random streams.
+        purpose: training or evaluation.
+        step: optimiser step; the same number gives the same random streams.
+        attempt: counts re-draws.
+        progress: see `Engine.grow`.
+    """
+    keys = [
+        [stream_key(seed, purpose, step, prompt.row, attempt, place) for place in range(group_size)]
+        for prompt in prompts
+    ]
+    grown = engine.grow([prompt.tokens for prompt in prompts], keys, sampling, progress=progress)
+    return [_hang(prompt, continuations) for prompt, continuations in zip(prompts, grown, strict=True)]
+
+
+def _hang(prompt: Prompt, continuations: Sequence[Continuation]) -> Tree:
+    tree = Tree(prompt)
+    group = tree.new_group()
+    for c in continuations:
+        tree.add(ROOT, c.tokens, c.logprobs, group=group, kind=Kind.COMPLETION, stop=c.stop)
+    return tree

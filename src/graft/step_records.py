@@ -1,0 +1,133 @@
+"""What a step made on its way, and the lines of `metrics.jsonl` that come of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from graft.algorithms import StepCredit
+from graft.evaluate import Evaluation
+from graft.report.metrics import Moment, Stage
+from graft.tree import Tree
+from graft.types import Grade, Prompt, StopReason
+from graft.update.step import StepResult
+
+
+@dataclass(slots=True)
+class Step:
+    """One step in progress; filled stage by stage."""
+
+    number: int
+    """The first is 1."""
+
+    prompts: Sequence[Prompt] = ()
+    trees: Sequence[Tree] = ()
+    grades: Sequence[Mapping[int, Grade]] = ()
+    credit: StepCredit | None = None
+    result: StepResult | None = None
+    kl_to_initial: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Part of the step -> wall-clock time."""
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Measure a part of the step."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - began
+
+
+@contextmanager
+def step_clock(number: int) -> Iterator[Step]:
+    """A step with its whole duration measured."""
+    step = Step(number)
+    with step.timed("step"):
+        yield step
+
+
+def step_record(
+    step: Step,
+    *,
+    stage: Stage,
+    learning_rate: float,
+    threshold: float,
+    generated_tokens: int,
+    peak_memory_gb: float,
+) -> dict[str, object]:
+    """The metrics of a warm-start or training step. What was not measured is left out."""
+    assert step.result is not None
+    record: dict[str, object] = {
+        "step": step.number,
+        "stage": str(stage),
+        "loss": step.result.loss,
+        "gradient_norm": step.result.gradient_norm,
+        "learning_rate": learning_rate,
+        "tokens_trained": step.result.tokens_trained,
+        "tokens_computed": step.result.tokens_computed,
+        "step_seconds": step.seconds["step"],
+        "update_seconds": step.seconds["update"],
+        "peak_memory_gb": peak_memory_gb,
+    }
+    if not step.grades:
+        return record
+    return (
+        record
+        | step.result.facts
+        | _sampling_metrics(step, threshold)
+        | {
+            "kl_to_initial": step.kl_to_initial,
+            "generated_tokens": generated_tokens,
+            "load_seconds": step.seconds["load"],
+            "sample_seconds": step.seconds["sample"],
+            "grade_seconds": step.seconds["grade"],
+        }
+    )
+
+
+def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
+    grades = [grade for own in step.grades for grade in own.values()]
+    scores = [grade.score for grade in grades if grade.score is not None]
+    leaves = [(tree, leaf) for tree in step.trees for leaf in tree.leaves()]
+    sampled = sum(tree.sampled_tokens for tree in step.trees)
+    truncated = sum(tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in leaves)
+    metrics: dict[str, object] = {
+        "grades_failed": len(grades) - len(scores),
+        "completion_length_mean": sum(tree.completion_length(leaf) for tree, leaf in leaves) / len(leaves),
+        "truncated_share": truncated / len(leaves),
+        "tokens_sampled": sampled,
+        "tokens_per_s": sampled / step.seconds["sample"],
+    }
+    if scores:
+        mean = sum(scores) / len(scores)
+        metrics["reward_mean"] = mean
+        metrics["reward_std"] = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
+        metrics["solved_share"] = sum(s >= threshold for s in scores) / len(scores)
+    if step.credit is not None and step.credit.groups:
+        metrics["groups_with_signal"] = step.credit.groups_with_signal / step.credit.groups
+    for name in sorted({part for grade in grades for part in grade.parts}):
+        values = [grade.parts[name] for grade in grades if name in grade.parts]
+        metrics[f"part_{name}_mean"] = sum(values) / len(values)
+    return metrics
+
+
+def evaluation_record(
+    evaluation: Evaluation, *, moment: Moment, step: int, generated_tokens: int, seconds: float
+) -> dict[str, object]:
+    """The metrics of a measurement on held-out rows."""
+    record: dict[str, object] = {
+        "step": step,
+        "stage": str(Stage.EVALUATION),
+        "moment": str(moment),
+        "generated_tokens": generated_tokens,
+        "held_out_accuracy": evaluation.accuracy.mean,
+        "held_out_low": evaluation.accuracy.low,
+        "held_out_high": evaluation.accuracy.high,
+        "held_out_reward_mean": evaluation.reward_mean,
+        "held_out_length_mean": evaluation.length_mean,
+        "held_out_truncated_share": evaluation.truncated_share,
+        "held_out_rows": evaluation.rows,
+        "evaluation_seconds": seconds,
+    }
+    return record | {f"held_out_pass_at_{k}": pass_at.mean for k, pass_at in evaluation.pass_at.items()}

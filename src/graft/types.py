@@ -1,0 +1,123 @@
+"""What flows between the stages, besides the token tree itself (`tree.py`).
+
+Imports no torch: a viewer, a grader or a data tool can use these records without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+"""Token ids, shape [length]."""
+
+LogProbs = npt.NDArray[np.float32]
+"""Natural logarithms of probabilities, shape [length], nats."""
+
+Message = Mapping[str, Any]
+"""One chat message: `role` and `content`, as in OpenAI's format."""
+
+
+class StopReason(StrEnum):
+    """Why the engine stopped extending a span."""
+
+    EOS = "eos"  # the model sampled one of its end-of-sequence tokens
+    LENGTH = "length"  # the token limit came first: the completion is truncated
+    CUT = "cut"  # a cutter found the end of a segment; the path goes on in its children
+
+
+class Purpose(StrEnum):
+    """What a sample is for; keeps the random streams of training, evaluation and Monte Carlo apart."""
+
+    TRAIN = "train"
+    EVALUATION = "evaluation"
+    MONTE_CARLO = "monte_carlo"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a data set, ready to be continued by the model."""
+
+    row: int
+    """Index of the row in its data set: names the row in logs and keys its random streams."""
+
+    messages: Sequence[Message]
+    """The conversation that the model continues."""
+
+    item: Mapping[str, Any]
+    """All keys of the row, for graders (`{"answer": "12", ...}`)."""
+
+    tokens: Tokens
+    """The templated conversation, generation prompt included."""
+
+    question: str
+    """Text by which rows are told apart when train and held-out rows are split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion as graders see it."""
+
+    prompt: Prompt
+    text: str
+    """The completion decoded, without special tokens."""
+
+    tokens: int
+    """Length of the completion in tokens, the end-of-sequence token counted."""
+
+    stop: StopReason
+
+
+class Outcome(StrEnum):
+    """What became of the attempt to grade a sample. "Wrong" and "could not be graded" are different facts."""
+
+    GRADED = "graded"
+    UNPARSEABLE = "unparseable"  # the model's fault: it scores 0 and trains
+    TIMED_OUT = "timed_out"  # ours: no score; the sample leaves its group and is counted
+    CRASHED = "crashed"  # ours: no score; the sample leaves its group and is counted
+    NOT_FINITE = "not_finite"  # ours: the grader returned NaN or an infinity
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The judgement of one sample."""
+
+    score: float | None
+    """Finite, or None when the outcome says that there is no score."""
+
+    outcome: Outcome = Outcome.GRADED
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Named components of the score, each reported as a metric of its own."""
+
+    reason: str = ""
+    """For people: why this score, or what went wrong."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether the sample has a score to train on."""
+        return self.score is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Credit:
+    """What one tree's tokens are trained on. Nodes that are not named here do not train.
+
+    Both maps go from node id to an array `[tokens of the node]`.
+    """
+
+    advantages: Mapping[int, npt.NDArray[np.float32]]
+    """Positive means "more of this"."""
+
+    weights: Mapping[int, npt.NDArray[np.float64]]
+    """Share of each token in the loss of the whole optimiser step: the reduction, denominators included."""
+
+
+class Grader(Protocol):
+    """Judges samples. Anything with this call works; nothing to inherit or register."""
+
+    def __call__(self, samples: Sequence[Sample]) -> Sequence[Grade]: ...

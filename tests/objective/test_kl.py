@@ -1,0 +1,49 @@
+"""KL estimators: hand values, and their expectations against the exact divergence and its gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from graft.objective.kl import ESTIMATORS, k1, k2, k3
+
+
+def test_values_by_hand():
+    policy, anchor = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])  # r = 1/2
+    assert k1(policy, anchor).item() == pytest.approx(math.log(2))
+    assert k2(policy, anchor).item() == pytest.approx(math.log(2) ** 2 / 2)
+    assert k3(policy, anchor).item() == pytest.approx(0.5 - 1 + math.log(2))
+
+
+def _case():
+    torch.manual_seed(0)
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    anchor = torch.randn(7, dtype=torch.float64).log_softmax(0)
+    return logits, anchor
+
+
+def test_k1_and_k3_are_unbiased_values():
+    logits, anchor = _case()
+    policy = logits.log_softmax(0)
+    exact = (policy.exp() * (policy - anchor)).sum()
+    for name in ("k1", "k3"):  # expectation over all seven tokens, not a sample of them
+        expectation = (policy.exp() * ESTIMATORS[name](policy, anchor)).sum()
+        torch.testing.assert_close(expectation, exact)
+    assert (k3(policy, anchor) >= 0).all()
+
+
+def test_the_gradients_that_the_table_states():
+    """E over tokens drawn from the policy (no gradient through the drawing) of each estimator's gradient."""
+    logits, anchor = _case()
+    policy = logits.log_softmax(0)
+    [exact] = torch.autograd.grad((policy.exp() * (policy - anchor)).sum(), logits, retain_graph=True)
+
+    def expected_gradient(name):
+        loss = (policy.detach().exp() * ESTIMATORS[name](policy, anchor)).sum()
+        return torch.autograd.grad(loss, logits, retain_graph=True)[0]
+
+    torch.testing.assert_close(expected_gradient("k2"), exact)
+    torch.testing.assert_close(expected_gradient("k1"), torch.zeros_like(exact))
+    assert (expected_gradient("k3") - exact).norm() > 0.05 * exact.norm()

@@ -1,0 +1,65 @@
+"""Random trees with credit, for tests of everything that flows through them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graft.tree import ROOT, Kind, Tree
+from graft.types import Credit, Prompt, StopReason
+
+
+def random_prompt(
+    rng: np.random.Generator, *, row: int = 0, length: int = 6, vocabulary: int = 300
+) -> Prompt:
+    return Prompt(
+        row=row,
+        messages=({"role": "user", "content": f"question {row}"},),
+        item={"answer": "4"},
+        tokens=rng.integers(3, vocabulary, length).astype(np.int32),
+        question=f"question {row}",
+    )
+
+
+def add_span(
+    tree: Tree, rng: np.random.Generator, parent: int, group: int, length: int, *, vocabulary: int = 300
+) -> int:
+    return tree.add(
+        parent,
+        rng.integers(3, vocabulary, length).astype(np.int32),
+        -rng.random(length).astype(np.float32),
+        group=group,
+        kind=Kind.THOUGHT,
+        stop=StopReason.EOS,
+    )
+
+
+def random_group(rng: np.random.Generator, *, row: int = 0, samples: int = 4, vocabulary: int = 300) -> Tree:
+    """A prompt with whole completions of unequal lengths, one of them a single token."""
+    tree = Tree(random_prompt(rng, row=row, length=int(rng.integers(3, 9)), vocabulary=vocabulary))
+    group = tree.new_group()
+    lengths = [1, *rng.integers(2, 9, samples - 1)]
+    for length in lengths:
+        add_span(tree, rng, ROOT, group, int(length), vocabulary=vocabulary)
+    return tree
+
+
+def random_deep_tree(
+    rng: np.random.Generator, *, row: int = 0, nodes: int = 9, vocabulary: int = 300
+) -> Tree:
+    """Groups at random prefixes."""
+    tree = Tree(random_prompt(rng, row=row, vocabulary=vocabulary))
+    while len(tree) < nodes:
+        parent = int(rng.integers(0, len(tree)))
+        group = tree.new_group()
+        for _ in range(int(rng.integers(1, 4))):
+            add_span(tree, rng, parent, group, int(rng.integers(1, 7)), vocabulary=vocabulary)
+    return tree
+
+
+def random_credit(tree: Tree, rng: np.random.Generator, *, share: float = 1.0) -> Credit:
+    """Different numbers on every token; nodes are left untrained with probability 1 - share."""
+    trained = [i for i in range(1, len(tree)) if rng.random() < share]
+    return Credit(
+        advantages={i: rng.normal(size=len(tree.nodes[i])).astype(np.float32) for i in trained},
+        weights={i: rng.random(len(tree.nodes[i])) for i in trained},
+    )

@@ -1,0 +1,74 @@
+"""The chunked head against the plain one: values and gradients in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from graft.update import head
+from graft.update.head import score_tokens
+
+
+def plain(hidden, weight, targets, temperature):
+    z = hidden @ weight.T / temperature
+    log_p = z.log_softmax(-1)
+    return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.fixture
+def case():
+    torch.manual_seed(0)
+    hidden = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(17, 5, dtype=torch.float64, requires_grad=True)
+    return hidden, weight, torch.randint(0, 17, (11,))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 256])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients(case, chunk, temperature, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK", chunk)
+    hidden, weight, targets = case
+    ours = score_tokens(
+        hidden, weight, targets, temperature=temperature, entropy_gradient=True, compute_dtype=torch.float64
+    )
+    logprobs, entropies = plain(hidden, weight, targets, temperature)
+    torch.testing.assert_close(ours.logprobs, logprobs)
+    torch.testing.assert_close(ours.entropies, entropies)
+    a, b = torch.randn(2, 11, dtype=torch.float64)
+    mine = torch.autograd.grad((a * ours.logprobs + b * ours.entropies).sum(), (hidden, weight))
+    reference = torch.autograd.grad((a * logprobs + b * entropies).sum(), (hidden, weight))
+    torch.testing.assert_close(mine, reference)
+
+
+def test_entropies_carry_no_gradient_unless_asked(case):
+    hidden, weight, targets = case
+    scores = score_tokens(
+        hidden, weight, targets, temperature=1.0, entropy_gradient=False, compute_dtype=torch.float64
+    )
+    assert not scores.entropies.requires_grad
+    logprobs, _ = plain(hidden, weight, targets, 1.0)
+    mine = torch.autograd.grad(scores.logprobs.sum(), (hidden, weight))
+    torch.testing.assert_close(mine, torch.autograd.grad(logprobs.sum(), (hidden, weight)))
+
+
+def test_a_frozen_head_gets_no_gradient(case):
+    hidden, weight, targets = case
+    scores = score_tokens(
+        hidden, weight.detach(), targets, temperature=1.0, entropy_gradient=False, compute_dtype=torch.float64
+    )
+    scores.logprobs.sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_extreme_logits_stay_finite():
+    hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    weight = torch.tensor([[300.0, 0.0], [-300.0, 1.0]])
+    scores = score_tokens(
+        hidden, weight, torch.tensor([1]), temperature=1.0, entropy_gradient=True, compute_dtype=torch.float32
+    )
+    assert scores.logprobs.item() == pytest.approx(-600)
+    assert scores.entropies.item() == pytest.approx(0)
+    (scores.logprobs + scores.entropies).sum().backward()
+    assert hidden.grad is not None
+    assert torch.isfinite(hidden.grad).all()
