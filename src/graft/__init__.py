@@ -1,6 +1,7 @@
 """graft: reinforcement fine-tuning with credit for every step of the reasoning."""
 
-from graft.platform import guard_onednn
+from graft.platform import guard_onednn, limit_openmp_spinning
 
-# Must run before torch executes its first bf16 product; see the function for the CPUs it protects from.
+# Both must run before torch is imported or computes; see the functions for what they protect from.
 guard_onednn()
+limit_openmp_spinning()

@@ -285,6 +285,8 @@ def test_gym_mistakes(tmp_path: Path) -> None:
         read("gym:chain_sum", tmp_path, limit=1, options={"min_term": 2})
     with pytest.raises(DataError, match="max_terms must be"):
         read("gym:chain_sum", tmp_path, limit=1, options={"min_terms": 9, "max_terms": 3})
+    with pytest.raises(DataError, match="fails to make row 0 with the options"):
+        read("gym:chain_sum", tmp_path, limit=1, options={"min_digits": 1.5})
     with pytest.raises(DataError, match=r"options.seed is set by graft"):
         read("gym:chain_sum", tmp_path, limit=1, options={"seed": 2})
 

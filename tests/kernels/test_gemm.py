@@ -17,7 +17,16 @@ from graft.kernels.library import (
     round_up,
 )
 
-SHAPES = [(1, 33, 17), (16, 32, 32), (45, 31, 5), (13, 100, 70), (64, 96, 192), (300, 50, 111), (33, 1, 64)]
+SHAPES = [
+    (1, 33, 17),
+    (16, 32, 32),
+    (45, 31, 5),
+    (13, 100, 70),
+    (64, 96, 192),
+    (300, 50, 111),
+    (33, 1, 64),
+    (20, 40, 4100),
+]
 
 
 @pytest.fixture(params=list(Engine), ids=lambda engine: engine.name)

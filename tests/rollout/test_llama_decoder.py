@@ -183,7 +183,7 @@ class Script:
 
 def decoder_for(model: Any, kernels: Kernels, dtype: torch.dtype) -> LlamaDecoder:
     decoder = LlamaDecoder(model.config, kernels, dtype)
-    decoder.load_weights(model)
+    decoder.load_weights(model.state_dict())
     return decoder
 
 
@@ -284,7 +284,7 @@ def test_new_weights_take_the_place_of_the_old(engine_kernels):
     decoder = decoder_for(old, kernels, dtype)
     before = script.run(decoder)
     memory = decoder._arena.data_ptr()
-    decoder.load_weights(new)
+    decoder.load_weights(new.state_dict())
     assert decoder._arena.data_ptr() == memory
     after = script.run(decoder)
     assert all_equal(after, script.run(decoder_for(new, kernels, dtype)))
@@ -359,7 +359,7 @@ def test_refusals(kernels):
         decoder.begin([prefix], 1, 1)
     with pytest.raises(ModelError, match=r"layers\.0\.input_layernorm\.weight"):
         decoder.load_weights({"embed_tokens.weight": torch.zeros(97, 60)})
-    decoder.load_weights(model)
+    decoder.load_weights(model.state_dict())
     with pytest.raises(ValueError, match="at least one token"):
         decoder.begin([prefix, prefix[:0]], 1, 1)
     one = np.zeros(1, np.int32)

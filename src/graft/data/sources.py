@@ -154,7 +154,13 @@ def draw_gym(name: str, options: Mapping[str, Any], *, rows: int, seed: int) -> 
                 f"{error or type(error).__name__}. See its {name} settings."
             ) from error
         for position in range(chunk):
-            entry = data_set[position]
+            try:
+                entry = data_set[position]
+            except Exception as error:  # options that pass its checks and still allow no puzzle
+                raise DataError(
+                    f"gym:{name}: reasoning-gym fails to make row {draws} with the options {dict(options)}: "
+                    f"{type(error).__name__}: {error}. Change the options."
+                ) from error
             question = " ".join(str(entry["question"]).split())
             draws += 1
             misses += 1

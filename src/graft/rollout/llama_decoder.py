@@ -189,13 +189,12 @@ class LlamaDecoder:
 
     # Weights
 
-    def load_weights(self, model: torch.nn.Module | Mapping[str, torch.Tensor]) -> None:
-        """Pack the weights of a plain Hugging Face model, or of its state dict. Drops all caches.
+    def load_weights(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Pack the weights of a plain Hugging Face model, given its state dict. Drops all caches.
 
         The memory of earlier weights is used again: whoever holds them would see them change.
         """
         self.end()
-        state = model.state_dict() if isinstance(model, torch.nn.Module) else model
         state = {name.removeprefix("model."): tensor.detach() for name, tensor in state.items()}
         if not self._layers:
             self._allocate(state)
