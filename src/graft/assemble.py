@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from graft.config import Data, Grader, Rollout, RunConfig
+from graft.config import Data, Grader, Model, Rollout, RunConfig
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
 from graft.data.rows import Row, read_rows
@@ -21,6 +21,8 @@ from graft.errors import ConfigError, DataError
 from graft.grading.function import FunctionGrader
 from graft.grading.number import NumberGrader
 from graft.kernels import load_kernels
+from graft.kernels.linear import accelerate_linears, training_kernels
+from graft.memory import keep_freed_memory
 from graft.model import AdapterSettings, Policy, load_model
 from graft.platform import read_cpu
 from graft.rollout import llama_decoder
@@ -73,23 +75,16 @@ def assemble(
     )
     grader = build_grader(config.grader, base=Path(config.base), reward=reward)
     device = choose_device(config.model.device)
-    precision = Precision(choose_precision(config.model.precision, device), device)
-    adapter = config.model.adapter
-    policy = load_model(
-        config.model.name,
-        device=device,
-        adapter=None
-        if adapter is None
-        else AdapterSettings(adapter.rank, adapter.alpha, adapter.target_modules),
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        seed=config.seed,
-    )
+    if device.type == "cpu":
+        keep_freed_memory()
+    policy = load_policy(config.model, device, seed=config.seed)
     encoder = ChatEncoder(policy.tokenizer, config.model.chat_template_kwargs)
     limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "long_prompts": config.data.long_prompts}
     train = prompts_from_rows(train_rows, encoder, **limits)
     held_out = prompts_from_rows(held_out_rows, encoder, **limits) if held_out_rows else []
-    forward = PolicyForward(policy.plain, precision)
-    check_packed_forward(forward)
+    check_packed_forward(PolicyForward(policy.plain, Precision("exact", device)))
+    precision = choose_precision(config.model.precision, device)
+    forward = build_forward(policy.plain, precision)
     notes = []
     engine = None
     if grader is not None:
@@ -161,6 +156,24 @@ def build_grader(settings: Grader | None, *, base: Path, reward: Reward | None) 
     return NumberGrader(settings.key)
 
 
+def load_policy(settings: Model, device: torch.device, *, seed: int) -> Policy:
+    """The policy that the `[model]` section names, with its adapter if it has one.
+
+    Raises:
+        ModelError: as `model.load_model`.
+    """
+    adapter = settings.adapter
+    return load_model(
+        settings.name,
+        device=device,
+        adapter=None
+        if adapter is None
+        else AdapterSettings(adapter.rank, adapter.alpha, adapter.target_modules),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=seed,
+    )
+
+
 def load_worked(reference: str, base: Path) -> Callable[[Mapping[str, Any]], str]:
     """What turns a row's item into its worked completion: `key:NAME`, or a function.
 
@@ -209,17 +222,23 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"model.device = '{name}': want 'auto', 'cpu' or 'cuda'") from None
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` -> `bf16` where bf16 products are faster than fp32 ones: CUDA, AMX that works, AMD's AVX512-BF16."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16"
-    cpu = read_cpu()
-    fast = (cpu.amx_bf16 and not cpu.hides_amx_palette) or (
-        "avx512_bf16" in cpu.flags and "AMD" in cpu.model_name
-    )
-    return "bf16" if fast else "exact"
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """`auto` is `bf16` where bf16 products are faster than fp32 ones: on CUDA, on CPUs with AMX, on AMD's with
+    AVX512-BF16 (Intel's without AMX multiply fp32 faster)."""
+    native = device.type == "cpu" and not isinstance(training_kernels(), str)
+    if name == "auto":
+        cpu = read_cpu()
+        torch_has_amx = cpu.amx_bf16 and not cpu.hides_amx_palette
+        torch_is_fast = torch_has_amx or ("avx512_bf16" in cpu.flags and "AMD" in cpu.model_name)
+        name = "bf16" if device.type == "cuda" or native or torch_is_fast else "exact"
+    return Precision(name, device, native=native and name == "bf16")
+
+
+def build_forward(model: PreTrainedModel, precision: Precision) -> PolicyForward:
+    """A model on packed rows, its linear layers multiplied by the native kernels where these are faster."""
+    if precision.native:
+        accelerate_linears(model)
+    return PolicyForward(model, precision)
 
 
 def build_engine(settings: Rollout, policy: Policy, precision: Precision) -> tuple[TorchEngine, str | None]:
@@ -253,7 +272,7 @@ def fingerprint(device: torch.device, precision: Precision, engine: TorchEngine 
     return {
         "device": device.type,
         "device_name": name,
-        "precision": precision.name,
+        "precision": precision.name + (" native" if precision.native else ""),
         "engine": None if engine is None else engine.path,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

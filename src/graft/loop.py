@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from graft.algorithms import ALGORITHMS, Algorithm, StepCredit
-from graft.assemble import Parts, frozen_copy, load_worked
+from graft.assemble import Parts, build_forward, frozen_copy, load_worked
 from graft.config import GRPO, SFT, Sampling
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
-from graft.evaluate import evaluate
+from graft.evaluation import evaluate
 from graft.grading.function import DEFAULT_MAX_FAILURE_RATE
 from graft.grading.grade import grade_trees
 from graft.interrupt import Interrupt
@@ -151,7 +151,9 @@ class Loop:
             "the update", "training.microbatch_tokens, or set model.gradient_checkpointing = true"
         ):
             anchor, old = self.score(phase, step, batches, need_old=updates > 1)
-            for _ in range(updates):
+            for pass_number in range(updates):
+                # once the weights have moved, only the whole step leaves a state that can be saved
+                may_stop = pass_number == 0
                 step.result = optimise(
                     self.parts.forward,
                     self.optimizer,
@@ -163,7 +165,7 @@ class Loop:
                     entropy_gradient=isinstance(settings, GRPO) and settings.entropy.coefficient != 0,
                     old_logprobs=old,
                     anchor_logprobs=anchor,
-                    progress=lambda _: self.interrupt.check(),
+                    progress=self.on_microbatch if may_stop else None,
                 )
 
     def score(
@@ -336,7 +338,7 @@ class Loop:
         else:
             weights = {name: tensor.detach().clone() for name, tensor in plain_state(policy).items()}
             self.checkpoints.save_anchor(weights)
-        return PolicyForward(frozen_copy(policy, weights), self.parts.forward.precision)
+        return build_forward(frozen_copy(policy, weights), self.parts.forward.precision)
 
     def load_engine(self) -> None:
         """Give the engine the policy's weights if it has older ones."""
@@ -360,6 +362,10 @@ class Loop:
         """The engine has drawn so many tokens in this call."""
         self.interrupt.check()
         self.terminal.sampled(tokens)
+
+    def on_microbatch(self, tokens: int) -> None:
+        """So many tokens have been through forward and backward."""
+        self.interrupt.check()
 
     @property
     def max_failure_rate(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from collections.abc import Iterator
@@ -43,3 +44,18 @@ def _too_little(activity: str, settings: str, error: BaseException) -> ResourceE
     return ResourceError(
         f"memory ran out during {activity} ({first}). Lower {settings}; `graft resume` goes on."
     )
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed instead of returning it to the system; whether it could be asked to.
+
+    Training frees and takes the same large tensors in every micro-batch. By default each goes back to the kernel and
+    comes again page by page, zeroed: 460,000 page faults, 1.6 s of a 7.4 s step of 1,440 tokens on two cores. The
+    process holds on to its peak instead.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))

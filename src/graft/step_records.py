@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from graft.algorithms import StepCredit
-from graft.evaluate import Evaluation
+from graft.evaluation import Evaluation
 from graft.report.metrics import Moment, Stage
 from graft.tree import Tree
 from graft.types import Grade, Prompt, StopReason

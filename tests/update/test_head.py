@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graft.update import head
-from graft.update.head import score_tokens
+from graft.update.head import TorchProducts, score_tokens
 
 
 def plain(hidden, weight, targets, temperature):
@@ -29,7 +29,12 @@ def test_values_and_gradients(case, chunk, temperature, monkeypatch):
     monkeypatch.setattr(head, "CHUNK", chunk)
     hidden, weight, targets = case
     ours = score_tokens(
-        hidden, weight, targets, temperature=temperature, entropy_gradient=True, compute_dtype=torch.float64
+        hidden,
+        weight,
+        targets,
+        temperature=temperature,
+        entropy_gradient=True,
+        products=TorchProducts(torch.float64),
     )
     logprobs, entropies = plain(hidden, weight, targets, temperature)
     torch.testing.assert_close(ours.logprobs, logprobs)
@@ -43,7 +48,12 @@ def test_values_and_gradients(case, chunk, temperature, monkeypatch):
 def test_entropies_carry_no_gradient_unless_asked(case):
     hidden, weight, targets = case
     scores = score_tokens(
-        hidden, weight, targets, temperature=1.0, entropy_gradient=False, compute_dtype=torch.float64
+        hidden,
+        weight,
+        targets,
+        temperature=1.0,
+        entropy_gradient=False,
+        products=TorchProducts(torch.float64),
     )
     assert not scores.entropies.requires_grad
     logprobs, _ = plain(hidden, weight, targets, 1.0)
@@ -54,7 +64,12 @@ def test_entropies_carry_no_gradient_unless_asked(case):
 def test_a_frozen_head_gets_no_gradient(case):
     hidden, weight, targets = case
     scores = score_tokens(
-        hidden, weight.detach(), targets, temperature=1.0, entropy_gradient=False, compute_dtype=torch.float64
+        hidden,
+        weight.detach(),
+        targets,
+        temperature=1.0,
+        entropy_gradient=False,
+        products=TorchProducts(torch.float64),
     )
     scores.logprobs.sum().backward()
     assert hidden.grad is not None
@@ -65,7 +80,12 @@ def test_extreme_logits_stay_finite():
     hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
     weight = torch.tensor([[300.0, 0.0], [-300.0, 1.0]])
     scores = score_tokens(
-        hidden, weight, torch.tensor([1]), temperature=1.0, entropy_gradient=True, compute_dtype=torch.float32
+        hidden,
+        weight,
+        torch.tensor([1]),
+        temperature=1.0,
+        entropy_gradient=True,
+        products=TorchProducts(torch.float32),
     )
     assert scores.logprobs.item() == pytest.approx(-600)
     assert scores.entropies.item() == pytest.approx(0)

@@ -5,10 +5,12 @@ The LM head runs over chunks of rows; the backward pass computes each chunk's lo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from graft.kernels import linear
 
 CHUNK = 256
 """Rows whose logits are in memory at once."""
@@ -21,6 +23,61 @@ class TokenScores(NamedTuple):
     entropies: Tensor  # fp32 [N], nats; of the full distribution
 
 
+class Products(Protocol):
+    """The head's three matrix products. Results are fp32 (fp64 for fp64 factors)."""
+
+    def scores(self, states: Tensor, weight: Tensor) -> Tensor:
+        """states · weightᵀ: `[n, width]`, `[vocabulary, width]` -> `[n, vocabulary]`."""
+        ...
+
+    def states(self, d_scores: Tensor, weight: Tensor) -> Tensor:
+        """d_scores · weight: `[n, vocabulary]`, `[vocabulary, width]` -> `[n, width]`."""
+        ...
+
+    def add_weight(self, d_scores: Tensor, states: Tensor, total: Tensor) -> None:
+        """total += d_scoresᵀ · states, in place: `[vocabulary, width]`."""
+        ...
+
+
+class TorchProducts:
+    """`Products` by torch, with factors rounded to `dtype`."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def scores(self, states: Tensor, weight: Tensor) -> Tensor:
+        """See `Products.scores`."""
+        return (states.to(self.dtype) @ weight.to(self.dtype).T).to(self.wide)
+
+    def states(self, d_scores: Tensor, weight: Tensor) -> Tensor:
+        """See `Products.states`."""
+        return (d_scores.to(self.dtype) @ weight.to(self.dtype)).to(self.wide)
+
+    def add_weight(self, d_scores: Tensor, states: Tensor, total: Tensor) -> None:
+        """See `Products.add_weight`."""
+        if self.dtype == total.dtype:
+            total.addmm_(d_scores.T, states)
+        else:
+            total += d_scores.to(self.dtype).T @ states.to(self.dtype)
+
+
+class NativeProducts:
+    """`Products` by the native kernels: bf16 factors, fp32 sums."""
+
+    def scores(self, states: Tensor, weight: Tensor) -> Tensor:
+        """See `Products.scores`."""
+        return linear.matmul_nt(states, weight)
+
+    def states(self, d_scores: Tensor, weight: Tensor) -> Tensor:
+        """See `Products.states`."""
+        return linear.matmul_nn(d_scores, weight)
+
+    def add_weight(self, d_scores: Tensor, states: Tensor, total: Tensor) -> None:
+        """See `Products.add_weight`."""
+        linear.matmul_tn(d_scores, states, add_to=total)
+
+
 def score_tokens(
     hidden: Tensor,
     weight: Tensor,
@@ -28,7 +85,7 @@ def score_tokens(
     *,
     temperature: float,
     entropy_gradient: bool,
-    compute_dtype: torch.dtype,
+    products: Products,
 ) -> TokenScores:
     """log π(target | hidden) and H(π(· | hidden)), with z = hidden · weightᵀ / temperature.
 
@@ -40,16 +97,10 @@ def score_tokens(
         targets: int64 `[N]`.
         temperature: of the distribution that was sampled from.
         entropy_gradient: whether the entropies carry a gradient; without one they are for reporting.
-        compute_dtype: type of the matrix products; sums and softmax are fp32 (fp64 for fp64).
+        products: what multiplies; softmax and sums are fp32 (fp64 for fp64).
     """
-    logprobs, entropies = _ChunkedHead.apply(
-        hidden, weight, targets, temperature, entropy_gradient, compute_dtype
-    )  # pyright: ignore
+    logprobs, entropies = _ChunkedHead.apply(hidden, weight, targets, temperature, entropy_gradient, products)  # pyright: ignore
     return TokenScores(logprobs, entropies)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -61,20 +112,21 @@ class _ChunkedHead(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         entropy_gradient: bool,
-        compute_dtype: torch.dtype,
+        products: Products,
     ) -> tuple[Tensor, Tensor]:
-        wide = _wide(compute_dtype)
-        head = weight.detach().to(compute_dtype)
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         logprobs = hidden.new_empty(len(targets), dtype=wide)
         entropies = hidden.new_empty(len(targets), dtype=wide)
-        for rows in torch.arange(len(targets), device=hidden.device).split(CHUNK):
-            logits = (hidden[rows].to(compute_dtype) @ head.T).to(wide) / temperature
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = products.scores(hidden[rows], weight).div_(temperature)
             total = logits.logsumexp(-1)
             logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - total
-            # p log p is taken as p (z - lse): no second exponential and no log of 0
-            entropies[rows] = -(torch.exp(logits - total[:, None]) * (logits - total[:, None])).sum(-1)
+            # p log p is taken as p (z - lse): no logarithm of 0
+            log_p = logits.sub_(total[:, None])
+            entropies[rows] = -(log_p.exp().mul_(log_p)).sum(-1)
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.settings = (temperature, entropy_gradient, compute_dtype)
+        ctx.settings = (temperature, entropy_gradient, products)
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -82,24 +134,22 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_logprobs: Tensor, d_entropies: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         hidden, weight, targets = ctx.saved_tensors
-        temperature, entropy_gradient, compute_dtype = ctx.settings
-        wide = _wide(compute_dtype)
-        head = weight.detach().to(compute_dtype)
+        temperature, entropy_gradient, products = ctx.settings
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        for rows in torch.arange(len(targets), device=hidden.device).split(CHUNK):
-            states = hidden[rows].to(compute_dtype)
-            logits = (states @ head.T).to(wide) / temperature
-            log_p = logits.log_softmax(-1)
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            log_p = products.scores(hidden[rows], weight).div_(temperature).log_softmax(-1)
             p = log_p.exp()
             coefficient = d_logprobs[rows, None].to(wide)
-            d_logits = p * -coefficient
             if entropy_gradient:
                 entropy = -(p * log_p).sum(-1, keepdim=True)
-                d_logits -= d_entropies[rows, None].to(wide) * p * (log_p + entropy)
-            d_logits.scatter_add_(1, targets[rows, None], coefficient)
-            d_logits = (d_logits / temperature).to(compute_dtype)
-            d_hidden[rows] = (d_logits @ head).to(hidden.dtype)
+                d_logits = -(coefficient + d_entropies[rows, None].to(wide) * (log_p + entropy)) * p
+            else:
+                d_logits = p.mul_(-coefficient)
+            d_logits.scatter_add_(1, targets[rows, None], coefficient).div_(temperature)
+            d_hidden[rows] = products.states(d_logits, weight).to(hidden.dtype)
             if d_weight is not None:
-                d_weight += (d_logits.T @ states).to(wide)
+                products.add_weight(d_logits, hidden[rows], d_weight)
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None

@@ -14,7 +14,7 @@ from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Prompt
 from graft.update import attention
 from graft.update.attention import TreeLayout
-from graft.update.head import TokenScores, score_tokens
+from graft.update.head import NativeProducts, Products, TokenScores, TorchProducts, score_tokens
 from graft.update.packing import MicroBatch, pack
 
 
@@ -24,16 +24,20 @@ class Precision:
 
     name: str
     device: torch.device
+    native: bool = False
+    """bf16 by the native kernels, which stand in the model's linear layers, instead of torch's autocast."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of the forward pass."""
-        if self.name == "bf16":
+        if self.name == "bf16" and not self.native:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def compute_dtype(self, weight: Tensor) -> torch.dtype:
-        """Type of the LM head's products."""
-        return torch.bfloat16 if self.name == "bf16" else weight.dtype
+    def products(self, weight: Tensor) -> Products:
+        """What multiplies in the LM head."""
+        if self.native:
+            return NativeProducts()
+        return TorchProducts(torch.bfloat16 if self.name == "bf16" else weight.dtype)
 
 
 class PolicyForward:
@@ -96,7 +100,7 @@ class PolicyForward:
             targets,
             temperature=temperature,
             entropy_gradient=entropy_gradient,
-            compute_dtype=self.precision.compute_dtype(weight),
+            products=self.precision.products(weight),
         )
 
 

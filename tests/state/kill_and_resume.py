@@ -1,0 +1,206 @@
+"""Helper program of `test_kill_and_resume.py`: runs a tiny training and kills it at random moments.
+
+    python -m tests.state.kill_and_resume MODEL_FOLDER WORK_FOLDER KILLS ENGINE ADAPTER
+
+Prints one JSON line: how many kills fell into which part of the run, and the first difference found between any
+killed and resumed run and the undisturbed one (null if there is none).
+
+The modules are imported once; every run is a fork of this process, which itself computes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import graft  # noqa: F401  guards the CPU before torch computes anything
+
+# isort: split
+import torch
+from safetensors.torch import load_file
+
+from graft.assemble import assemble
+from graft.config_file import check_config, dump_config
+from graft.interrupt import Interrupt
+from graft.loop import Loop
+from graft.report.metrics import without_wall_clock
+from graft.report.run_folder import RunFolder
+from graft.report.terminal import Terminal
+
+PARTS = ("sampling", "update", "checkpoint")
+"""Parts of a run that a kill is aimed at."""
+
+
+class MarkedLoop(Loop):
+    """Says on a pipe which part of the run begins."""
+
+    pipe = -1
+
+    def mark(self, part: str) -> None:
+        os.write(self.pipe, bytes([PARTS.index(part)]))
+
+    def sample(self, *args, **kwargs):
+        self.mark("sampling")
+        return super().sample(*args, **kwargs)
+
+    def update(self, *args, **kwargs):
+        self.mark("update")
+        return super().update(*args, **kwargs)
+
+    def save(self):
+        self.mark("checkpoint")
+        super().save()
+
+
+def settings(model: str, work: str, engine: str, adapter: bool) -> dict:
+    return {
+        "run": "unset",
+        "base": work,
+        "model": {"name": model, **({"adapter": {"rank": 4}} if adapter else {})},
+        "data": {"source": "rows.jsonl", "held_out": 4},
+        "grader": {"type": "function", "function": "grader.py:reward"},
+        "algorithm": {"name": "grpo", "group_size": 4, "updates_per_batch": 2, "kl": {"coefficient": 0.01}},
+        "sampling": {"max_new_tokens": 16},
+        "rollout": {"engine": engine, "slots": 6},
+        "training": {"prompts_per_step": 3, "steps": 6, "microbatch_tokens": 64},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+        "warm_start": {"worked": "grader.py:worked", "steps": 2, "rows_per_step": 4},
+        "evaluation": {"every": 2, "samples": 2},
+        "checkpoints": {"every": 1, "keep_last": 2, "keep_best": 1},
+        "report": {"kl_every": 2},
+    }
+
+
+def write_task(work: Path) -> None:
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(1, 6) for b in range(1, 6)]
+    (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (work / "grader.py").write_text(
+        "def reward(completion, item):\n"
+        "    return (sum(map(ord, completion)) % 7) / 7\n"
+        "def worked(item):\n"
+        "    return 'the answer is ' + item['answer']\n"
+    )
+
+
+def run(config: dict, folder: Path, pipe: int) -> None:
+    """Start or resume the run in `folder`, in this process."""
+    torch.set_num_threads(1)
+    checked = check_config({**config, "run": str(folder)}, where="test")
+    parts = assemble(checked)
+    exists = (folder / "config.toml").exists()
+    with (
+        RunFolder.open(folder) if exists else RunFolder.create(folder, dump_config(checked)) as handle,
+        Terminal() as terminal,
+        Interrupt() as interrupt,
+    ):
+        loop = MarkedLoop(parts, handle, terminal, interrupt)
+        loop.pipe = pipe
+        loop.restore()
+        loop.run()
+
+
+def fork(config: dict, folder: Path) -> tuple[int, int]:
+    """Begin a run in a child; returns its id and the pipe on which it marks its parts."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, reading
+    code = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 2)
+        run(config, folder, writing)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def finish(child: int, pipe: int) -> dict[str, float]:
+    """Let a run end by itself; returns how long its parts took at most, in seconds."""
+    longest = dict.fromkeys(PARTS, 0.0)
+    part, began = None, time.perf_counter()
+    while marker := os.read(pipe, 1):
+        now = time.perf_counter()
+        if part is not None:
+            longest[part] = max(longest[part], now - began)
+        part, began = PARTS[marker[0]], now
+    os.close(pipe)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+        raise RuntimeError("an undisturbed run failed; see its log")
+    return longest
+
+
+def kill_within(child: int, pipe: int, part: str, after: float) -> bool:
+    """Kill the run `after` seconds into the next such part; False if it ended before."""
+    while True:
+        marker = os.read(pipe, 1)
+        if not marker:
+            os.waitpid(child, 0)
+            os.close(pipe)
+            return False
+        if PARTS[marker[0]] == part:
+            break
+    select.select([], [], [], after)
+    os.kill(child, signal.SIGKILL)
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    os.close(pipe)
+    return killed
+
+
+def difference(one: Path, other: Path) -> str | None:
+    """The first place where two finished runs differ, apart from the clock."""
+    for name in ("metrics.jsonl", "trees.jsonl"):
+        a, b = ((folder / name).read_text().splitlines() for folder in (one, other))
+        if len(a) != len(b):
+            return f"{name}: {len(a)} and {len(b)} lines"
+        for number, (x, y) in enumerate(zip(a, b, strict=True), start=1):
+            x, y = json.loads(x), json.loads(y)
+            if name == "metrics.jsonl":
+                x, y = without_wall_clock(x), without_wall_clock(y)
+            if x != y:
+                changed = [key for key in x if x[key] != y.get(key)]
+                return f"{name}, line {number}: {changed}"
+    kept = [sorted(p.name for p in (folder / "checkpoints").iterdir()) for folder in (one, other)]
+    if kept[0] != kept[1]:
+        return f"checkpoints {kept[0]} and {kept[1]}"
+    for path in sorted((one / "checkpoints").rglob("*.safetensors")):
+        a, b = load_file(path), load_file(other / path.relative_to(one))
+        for key in sorted(set(a) | set(b)):
+            if key not in a or key not in b or a[key].numpy().tobytes() != b[key].numpy().tobytes():
+                return f"{path.relative_to(one)}: {key}"
+    return None
+
+
+def main(model: str, work: str, kills: str, engine: str, adapter: str) -> None:
+    folder = Path(work)
+    write_task(folder)
+    config = settings(model, work, engine, adapter == "adapter")
+    longest = finish(*fork(config, folder / "undisturbed"))
+    rng = random.Random(0)
+    counts = dict.fromkeys(PARTS, 0)
+    found, runs = None, 0
+    while sum(counts.values()) < int(kills) and found is None:
+        runs += 1
+        disturbed = folder / f"disturbed-{runs}"
+        for attempt in range(4):
+            part = PARTS[(runs + attempt) % len(PARTS)]
+            if kill_within(*fork(config, disturbed), part, rng.uniform(0, longest[part])):
+                counts[part] += 1
+        finish(*fork(config, disturbed))
+        found = difference(folder / "undisturbed", disturbed)
+    print(json.dumps({"kills": counts, "runs": runs, "difference": found}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
