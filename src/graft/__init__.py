@@ -11,7 +11,8 @@ limit_openmp_spinning()
 if TYPE_CHECKING:
     from graft.api import evaluate, resume, train
     from graft.errors import GraftError
-    from graft.version import VERSION as __version__
+
+    __version__: str
 
 __all__ = ["GraftError", "__version__", "evaluate", "resume", "train"]
 

@@ -134,7 +134,9 @@ def evaluate(
     source, in_memory = _split_rows(rows)
     function, grader = _split_reward(reward)
     if reward is None and "grader" not in settings:
-        raise ConfigError("graft.evaluate: reward is missing; give a function, 'number' or a [grader] section")
+        raise ConfigError(
+            "graft.evaluate: reward is missing; give a function, 'number' or a [grader] section"
+        )
     data = _nested({"model": weights, **source, **grader, "training__steps": 1}, settings)
     config = _check(data, run=".", where="graft.evaluate")
     from graft.assemble import assemble

@@ -17,7 +17,7 @@ from graft.config import RunConfig
 from graft.config_file import check_config, dump_config
 from graft.errors import ConfigError, GraftError
 from graft.interrupt import Interrupt, Interrupted
-from graft.loop import Loop
+from graft.loop import Loop, sampling_settings
 from graft.model import export
 from graft.report.html import write_report
 from graft.report.metrics import Moment, Stage
@@ -62,7 +62,8 @@ def start_run(
         GraftError: the kind says which part; see `errors.py`.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    _check_grader(config, reward)
+    check_grader(config, reward)
+    check_sampling(config)
     parts = assemble(config, rows=rows, reward=reward)
     folder = RunFolder.create(config.run, dump_config(config))
     return _go(parts, folder, terminal or Terminal())
@@ -90,16 +91,27 @@ def resume_run(
     config = check_config(
         {**folder.read_settings(), "run": str(path)}, where=str(folder.path / "config.toml")
     )
-    _check_grader(config, reward)
+    check_grader(config, reward)
+    check_sampling(config)
     parts = assemble(config, rows=rows, reward=reward)
     return _go(parts, folder, terminal or Terminal())
 
 
-def _check_grader(config: RunConfig, reward: Reward | None) -> None:
+def check_grader(config: RunConfig, reward: Reward | None) -> None:
+    """Refuse settings without a reward where the algorithm needs one. Raises ConfigError."""
     if config.grader is None and reward is None and config.algorithm.name != "sft":
         raise ConfigError(
             f"algorithm '{config.algorithm.name}' needs a [grader] section, e.g. type = 'number', key = 'answer' "
             "(or, from Python, reward=function)"
+        )
+
+
+def check_sampling(config: RunConfig) -> None:
+    """Refuse to train on truncated sampling. Raises ConfigError."""
+    if config.algorithm.name != "sft" and sampling_settings(config.sampling).truncated:
+        raise ConfigError(
+            "sampling.top_k, top_p and min_p cannot be used in training yet: the ratio needs the set of tokens that "
+            "were kept at each position, which is not recorded. Leave them out; `graft eval` takes them."
         )
 
 
@@ -109,13 +121,13 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
         stack.enter_context(terminal)
         interrupt = stack.enter_context(Interrupt())
         loop = Loop(parts, folder, terminal, interrupt)
-        summary = _opening_summary(parts, loop)
+        summary = _opening_summary(parts, loop, former=folder.read_summary())
         for note in parts.notes:
             terminal.say(note)
         terminal.describe(
             device=summary["device"],
             dtype=summary["dtype"],
-            engine=summary["engine"],
+            engine=summary.get("engine", "no"),
             threads=summary["threads"],
         )
         loop.restore()
@@ -147,11 +159,11 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
     return Run(folder.path, summary, parts)
 
 
-def _opening_summary(parts: Parts, loop: Loop) -> dict[str, Any]:
+def _opening_summary(parts: Parts, loop: Loop, former: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "status": "running",
         "version": VERSION,
-        "started_at": _now(),
+        "started_at": former.get("started_at", _now()),
         "seed": parts.config.seed,
         "model": parts.config.model.name,
         "algorithm": parts.config.algorithm.name,
@@ -161,7 +173,7 @@ def _opening_summary(parts: Parts, loop: Loop) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in parts.policy.model.parameters()),
         "device": parts.device.type,
         "dtype": parts.fingerprint["precision"],
-        "engine": parts.fingerprint["engine"] or "none",
+        **({"engine": parts.fingerprint["engine"]} if parts.engine is not None else {}),
         "threads": torch.get_num_threads(),
     }
 

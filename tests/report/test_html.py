@@ -372,7 +372,7 @@ def test_a_browser_draws_the_page_and_runs_nothing_hostile(tmp_path: Path):
                 "--disable-component-update",
                 f"--user-data-dir={profile}",
                 "--enable-logging=stderr",
-                "--virtual-time-budget=2000",
+                "--virtual-time-budget=30000",
                 "--dump-dom",
                 path.as_uri(),
             ],

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft.errors import CheckpointError, ConfigError, DataError, ResourceError
-from graft.report.run_folder import RunFolder, to_plain, write_atomic
+from graft.report.run_folder import RunFolder, to_plain
+from graft.state.files import write_atomically
 
 SOURCE = Path(__file__).parents[2] / "src"
 CONFIG = 'run = "x"\n\n[model]\nname = "tiny"\n'
@@ -324,7 +325,7 @@ def test_no_space_left_on_the_device(tmp_path: Path):
 
 def test_other_errors_keep_their_names(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        write_atomic(tmp_path / "missing" / "file", "text")
+        write_atomically(tmp_path / "missing" / "file", "text")
 
 
 def test_report_imports_no_torch():

@@ -10,6 +10,7 @@ import typer
 
 from graft.cli.common import say
 from graft.config import Model, Rollout
+from graft.report.text import visible
 from graft.saved_runs import holds_run, load_run_weights, read_run_config
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def chat(
         conversation.append({"role": "user", "content": line.strip()})
         text = answer(conversation, turn)
         turn += 1
-        print(text, flush=True)
+        print(visible(text), flush=True)
         if text.strip():
             conversation.append({"role": "assistant", "content": text})
         else:  # an empty answer cannot stand in a conversation

@@ -32,9 +32,10 @@ def init(
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}. Give another folder.") from None
     config = folder / "config.toml"
+    train = f"graft train {config}"
     say(
         "\nNext:\n"
-        f"  graft train {config} --dry-run   # what it would take\n"
-        f"  graft train {config}             # train; writes runs/first\n"
-        "  graft eval runs/first            # measure the result again"
+        f"  {train} --dry-run   # what it would take\n"
+        f"  {train:<{len(train) + 10}}   # train; writes runs/first\n"
+        f"  {'graft eval runs/first':<{len(train) + 10}}   # measure the result again"
     )

@@ -76,7 +76,7 @@ def read_sections() -> list[SettingsSection]:
     """All sections of a settings file, in the order of the tree."""
     from graft.config import RunConfig
 
-    return list(_sections(RunConfig, "", None))
+    return list(_sections(RunConfig, "", chosen_by=None, default=None))
 
 
 def render_text() -> str:
@@ -112,8 +112,17 @@ def render_markdown() -> str:
     return "\n".join(lines[:-1]) + "\n"
 
 
-def _sections(kind: type[BaseModel], path: str, chosen_by: str | None) -> Iterator[SettingsSection]:
-    """A section, then those inside it."""
+def _sections(
+    kind: type[BaseModel], path: str, *, chosen_by: str | None, default: BaseModel | None
+) -> Iterator[SettingsSection]:
+    """A section, then those inside it.
+
+    Args:
+        kind: its class.
+        path: dotted; empty for the top.
+        chosen_by: the line that chooses this kind, where there are several.
+        default: what the section is where it is left out, if that differs from a fresh one.
+    """
     own: list[Setting] = []
     inner: list[tuple[str, FieldInfo, list[type[BaseModel]]]] = []
     for name, field in kind.model_fields.items():
@@ -122,13 +131,15 @@ def _sections(kind: type[BaseModel], path: str, chosen_by: str | None) -> Iterat
         if kinds:
             inner.append((dotted, field, kinds))
         elif name != "name" or not chosen_by:
-            own.append(Setting(dotted, _type_of(field), _default_of(field), _one_line(field.description)))
+            value = _default_of(field) if default is None else _as_toml(getattr(default, name))
+            own.append(Setting(dotted, _type_of(field), value, _one_line(field.description)))
     title = f"[{path}]" if path else ""
     yield SettingsSection(path, title + (f" {chosen_by}" if chosen_by else ""), _help_of(kind), tuple(own))
     for dotted, field, kinds in inner:
         for each in kinds:
             named = f'name = "{each.model_fields["name"].default}"' if len(kinds) > 1 else None
-            for section in _sections(each, dotted, named):
+            instead = field.default if isinstance(field.default, each) else None
+            for section in _sections(each, dotted, chosen_by=named, default=instead):
                 yield _with_optional(section, dotted, field)
 
 
@@ -174,17 +185,22 @@ def _type_name(annotation: Any) -> str:
 def _default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
-    return "none" if value is None else _as_toml(value)
+    return _as_toml(field.get_default(call_default_factory=True))
 
 
 def _as_toml(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_as_toml, value)) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_as_toml(entry)}" for key, entry in value.items()) + " }" if value else "{}"
+        return (
+            "{ " + ", ".join(f"{key} = {_as_toml(entry)}" for key, entry in value.items()) + " }"
+            if value
+            else "{}"
+        )
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

@@ -16,7 +16,8 @@ def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file, e.g. config.toml.")],
     overrides: Overrides = None,
     new: Annotated[
-        bool, typer.Option("--new", help="If a run has the folder already, use the next free FOLDER-2, -3, ...")
+        bool,
+        typer.Option("--new", help="If a run has the folder already, use the next free FOLDER-2, -3, ..."),
     ] = False,
     dry_run: Annotated[
         bool,

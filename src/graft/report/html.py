@@ -27,8 +27,9 @@ from graft.report.page_data import (
     read_run,
 )
 from graft.report.page_head import footer, head, page_title
-from graft.report.run_folder import REPORT_FILE, RunFolder, write_atomic
+from graft.report.run_folder import REPORT_FILE, RunFolder
 from graft.report.text import visible
+from graft.state.files import write_atomically
 
 MAX_TREES = 400
 """Training trees on the page, of steps at even distances."""
@@ -58,7 +59,7 @@ def write_report(run_folder: str | Path, *, max_trees: int = MAX_TREES) -> Path:
     """
     folder = RunFolder.open(run_folder)
     path = folder.path / REPORT_FILE
-    write_atomic(path, render_report(read_run(folder, max_trees=max_trees)))
+    write_atomically(path, render_report(read_run(folder, max_trees=max_trees)))
     return path
 
 

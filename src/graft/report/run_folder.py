@@ -13,19 +13,18 @@ half-written is ignored by the readers and removed on resuming.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict
 
-from graft.errors import CheckpointError, ConfigError, DataError, ResourceError
+from graft.errors import CheckpointError, ConfigError, DataError
 from graft.report.metrics import check_record
+from graft.state.files import disk_errors, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 TREES_FILE = "trees.jsonl"
@@ -36,7 +35,6 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 _APPENDED = (METRICS_FILE, TREES_FILE)
 _SIGNS_OF_A_RUN = (CONFIG_FILE, METRICS_FILE, TREES_FILE, SUMMARY_FILE, CHECKPOINTS_FOLDER)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
 
 
@@ -123,8 +121,8 @@ class RunFolder:
             raise ConfigError(
                 f"{folder.path}: cannot make the run folder: {error.strerror}. Give another `run`."
             ) from None
-        write_atomic(folder.path / CONFIG_FILE, config)
-        with _disk_errors(folder.path):
+        write_atomically(folder.path / CONFIG_FILE, config)
+        with disk_errors(str(folder.path)):
             (folder.path / METRICS_FILE).touch(exist_ok=False)
         return folder
 
@@ -171,7 +169,7 @@ class RunFolder:
 
     def sync(self) -> None:
         """Return when all lines so far are on the disk, safe from a power cut."""
-        with _disk_errors(self.path):
+        with disk_errors(str(self.path)):
             for descriptor in self._open.values():
                 os.fsync(descriptor)
 
@@ -206,7 +204,7 @@ class RunFolder:
         Raises:
             ResourceError: the disk is full.
         """
-        write_atomic(self.path / SUMMARY_FILE, json.dumps(to_plain(summary), indent=2) + "\n")
+        write_atomically(self.path / SUMMARY_FILE, json.dumps(to_plain(summary), indent=2) + "\n")
 
     def close(self) -> None:
         """Close the files. Appending afterwards opens them again."""
@@ -302,7 +300,7 @@ class RunFolder:
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         line = json.dumps(to_plain(record), allow_nan=False).encode("ascii") + b"\n"
-        with _disk_errors(self.path / name):
+        with disk_errors(str(self.path / name)):
             descriptor = self._descriptor(name)
             before = os.fstat(descriptor).st_size
             try:
@@ -320,25 +318,6 @@ class RunFolder:
             for number, line in enumerate(file, start=1):
                 if line.endswith(b"\n"):
                     yield _parse(line, f"{path}, line {number}")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file: afterwards it holds all of `text` or, if that failed, what it held before.
-
-    Raises:
-        ResourceError: the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _disk_errors(path):
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_directory(path.parent)
 
 
 def to_plain(value: Any) -> Any:
@@ -386,28 +365,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename durable, where the system lets a directory be opened."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise ResourceError(
-            f"{path}: cannot write: {error.strerror}. Nothing written so far is lost. Free some "
-            'space (old checkpoints first; `report.trees = "none"` and `checkpoints.keep_last` write less), '
-            "then `graft resume`."
-        ) from error

@@ -139,6 +139,8 @@ class _Cache:
 
     def enter(self, slot: int, prefix: int) -> None:
         """Let a slot start again after a prefix: copy the prefix's keys and values into its row."""
+        if slot not in self._row_of:
+            self._add_row(slot)
         row, length = self._row_of[slot], int(self.prefix_lengths[prefix])
         for layer, stored in enumerate(self._prefixes):
             keys, values = stored[prefix]
@@ -147,6 +149,15 @@ class _Cache:
                 self._layers.append((keys.new_zeros(shape), values.new_zeros(shape)))
             self._layers[layer][0][row, :, :length] = keys
             self._layers[layer][1][row, :, :length] = values
+
+    def _add_row(self, slot: int) -> None:
+        """Give a slot that was squeezed out a row again."""
+        self._row_of[slot] = self.rows
+        self.rows += 1
+        self._layers = [
+            (torch.cat([k, torch.zeros_like(k[:1])]), torch.cat([v, torch.zeros_like(v[:1])]))
+            for k, v in self._layers
+        ]
 
     def compact(self, slots: np.ndarray) -> np.ndarray:
         """Rows of these slots, after squeezing out dead rows if there are many."""

@@ -71,17 +71,16 @@ class TorchEngine:
             while rows or waiting:
                 rows = self._step(rows, sampling) if rows else rows
                 drawn += len(rows)
-                entering: list[_Row] = []
                 for row in [r for r in rows if self._finished(r, sampling, results)]:
                     free.append(row.slot)
                 rows = [r for r in rows if results[r.prefix][r.place] is None]
-                while free and waiting:
-                    row = waiting.pop()
-                    row.slot = free.pop()
-                    entering.append(row)
-                if entering:
-                    logits = first_logits[[r.prefix for r in entering]]
-                    self._draw(entering, logits, sampling)
+                while free and waiting:  # again, where samples end at their first token
+                    entering = []
+                    while free and waiting:
+                        row = waiting.pop()
+                        row.slot = free.pop()
+                        entering.append(row)
+                    self._draw(entering, first_logits[[r.prefix for r in entering]], sampling)
                     for row in entering:
                         if self._finished(row, sampling, results):
                             free.append(row.slot)

@@ -1,0 +1,153 @@
+"""Sampling: graft's two decode paths against transformers' `generate`.
+
+    python -m benchmarks.engine [--json]
+
+64 sequences (8 prompts of about 50 tokens, 8 samples each), 64 new tokens, no end of sequence, the model's own
+distribution at temperature 1. Seconds hold everything from token ids to token ids, the prompts' own pass included,
+and the first call is left out. Ratios are of tokens a second.
+"""
+
+from __future__ import annotations
+
+import graft  # noqa: F401  sets the variables that every side inherits
+
+# isort: split
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.harness import Side, cell, ratio, say, spread
+
+SIDES = ("hf", "generic", "fast")
+TYPES = ("bf16", "fp32")
+TARGETS = {"ratio_generic": ">= 2", "ratio_fast": ">= 3"}
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and return what was printed."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    machine = harness.machine()
+    settings = {k: getattr(options, k) for k in ("model", "prompts", "samples", "new_tokens")}
+    records: dict[str, list[dict[str, Any]]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        sides = []
+        for dtype in TYPES:
+            for name in SIDES:
+                say(f"starting {name} {dtype}")
+                own = {**settings, "side": name, "dtype": dtype}
+                sides.append(
+                    stack.enter_context(
+                        Side(f"{name} {dtype}", "benchmarks.engine_side", own, python=sys.executable)
+                    )
+                )
+        harness.take_turns(sides, ["generate"], options.repeats)
+        for side in sides:
+            records[side.name], about[side.name] = side.records, side.about
+    report = {
+        "benchmark": "engine",
+        "command": harness.command_line(
+            "benchmarks.engine", sys.argv[1:] if arguments is None else arguments
+        ),
+        "date": harness.now(),
+        "machine": machine,
+        "environment": harness.environment(),
+        "settings": {**settings, "repeats": options.repeats},
+        "notes": harness.kernel_notes(),
+        **summarise(records, about),
+    }
+    text = as_text(report)
+    if options.json:
+        say(text)
+        print(json.dumps(report, indent=2))
+    else:
+        print(text)
+    return report
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser("python -m benchmarks.engine", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON; the tables go to standard error")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each side after its warm-up")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=8, help="for each prompt")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    return parser.parse_args(arguments)
+
+
+def summarise(
+    records: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Speed and memory of each side, and the ratios between them.
+
+    Args:
+        records: side (`hf bf16`, ...) -> its measurements, in the order of the turns.
+        about: what each side said of itself.
+    """
+    speed = {name: [r["tokens"] / r["seconds"] for r in own] for name, own in records.items()}
+    check_same({name: [r["tokens"] for r in own] for name, own in records.items()}, about)
+    sides = {
+        name: {
+            "tokens_per_second": spread(speed[name]),
+            "seconds": spread([r["seconds"] for r in own]),
+            "tokens": own[0]["tokens"],
+            "peak_memory_gb": own[-1]["peak_memory_gb"],
+            **about[name],
+        }
+        for name, own in records.items()
+    }
+    fastest = max(("hf bf16", "hf fp32"), key=lambda name: sides[name]["tokens_per_second"]["median"])
+    ratios = {}
+    for name in ("generic", "fast"):
+        ratios[f"ratio_{name}"] = ratio(speed[f"{name} bf16"], speed["hf bf16"])
+        ratios[f"ratio_{name}_fp32"] = ratio(speed[f"{name} fp32"], speed["hf fp32"])
+        ratios[f"ratio_{name}_against_fastest"] = ratio(speed[f"{name} bf16"], speed[fastest])
+    return {"sides": sides, "peer_fastest": fastest, "ratios": ratios}
+
+
+def check_same(tokens: Mapping[str, Sequence[int]], about: Mapping[str, Mapping[str, Any]]) -> None:
+    """All sides must have had the same prompts and made as many tokens."""
+    if len({n for own in tokens.values() for n in own}) > 1:
+        raise ValueError(f"the sides made different numbers of tokens: {dict(tokens)}")
+    if len({tuple(facts["prompt_tokens"]) for facts in about.values()}) > 1:
+        raise ValueError(
+            "the sides had prompts of different lengths: "
+            f"{ {name: facts['prompt_tokens'] for name, facts in about.items()} }"
+        )
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The tables."""
+    settings = report["settings"]
+    rows = [
+        [
+            name,
+            cell(side["tokens_per_second"], 0),
+            cell(side["seconds"]),
+            f"{side['peak_memory_gb']:.2f}",
+            side["kernels"],
+        ]
+        for name, side in report["sides"].items()
+    ]
+    return "\n".join(
+        [
+            harness.header(report),
+            f"{settings['prompts']} prompts x {settings['samples']} samples, {settings['new_tokens']} new tokens, "
+            f"{settings['repeats']} turns",
+            "",
+            harness.table(["side", "tokens/s", "seconds", "peak GB", "kernels"], rows),
+            "",
+            f"the peer's faster type: {report['peer_fastest']}",
+            harness.ratio_table(report["ratios"], TARGETS),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

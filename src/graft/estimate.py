@@ -1,0 +1,368 @@
+"""What a run would take: tokens, time and memory, from its settings and a few speeds. Pure arithmetic.
+
+The speeds and the lengths of completions are measured by `trial.py` on the machine that is to run it; everything
+here follows from them by counting. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from graft.report.text import duration_in_words
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What was measured. Seconds, unless the name says otherwise."""
+
+    start: float
+    """Reading rows, loading the model, building the engine."""
+
+    prefill_token: float
+    """One token of a prompt, through the engine."""
+
+    decode_step: float
+    """One token for all completions that grow side by side: the part that does not depend on their number."""
+
+    decode_row: float
+    """One token for each of them."""
+
+    hand_over: float
+    """Giving the engine new weights."""
+
+    grade: float
+    """Judging one completion."""
+
+    train_token: float
+    """Forward and backward of one token."""
+
+    score_token: float
+    """Forward of one token without gradient."""
+
+    optimizer: float
+    """The optimiser's part of a step."""
+
+    write_byte: float
+    """Writing one byte durably."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """A call of the engine: completions for some prompts."""
+
+    prompts: int
+    samples: int
+    """Completions for each prompt."""
+
+    prompt_tokens: float
+    """Of one prompt, on average."""
+
+    lengths: Sequence[int]
+    """Tokens of typical completions; taken in turn."""
+
+    @property
+    def completions(self) -> int:
+        """All of the call."""
+        return self.prompts * self.samples
+
+    @property
+    def tokens(self) -> float:
+        """Drawn in the call."""
+        return self.completions * _mean(self.lengths)
+
+    def engine_bytes(self, memory: Memory, *, slots: int, max_new_tokens: int) -> float:
+        """What the engine holds during the call besides its weights: keys and values, and each prompt's logits."""
+        tokens = self.prompts * self.prompt_tokens + min(slots, self.completions) * max_new_tokens
+        return tokens * memory.cached_token + self.prompts * memory.prompt_logits
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseWork:
+    """The optimiser steps of one phase."""
+
+    name: str
+    steps: int
+    batch: Sampling
+    """Completions of a step, drawn or worked."""
+
+    drawn: bool
+    """Whether the engine draws them; else the rows bring them."""
+
+    updates: int = 1
+    """Optimiser steps on each batch."""
+
+    scorings: float = 0.0
+    """Forward passes over the batch besides, a step: the anchor's, and the old policy's."""
+
+    trained_share: float = 1.0
+    """Of the groups; those whose scores are all equal do not go through the network."""
+
+    @property
+    def update_tokens(self) -> float:
+        """Tokens that go through the network in a step, prompts once a group."""
+        return self.trained_share * (self.batch.prompts * self.batch.prompt_tokens + self.batch.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationWork:
+    """Measurements on held-out rows."""
+
+    name: str
+    times: int
+    call: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """All that a run is to do."""
+
+    phases: Sequence[PhaseWork]
+    evaluations: Sequence[EvaluationWork]
+    written_bytes: int
+    """Of all checkpoints."""
+
+    slots: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. Peaks were measured, the others follow from the model."""
+
+    sampling_peak: int
+    """While a small group was sampled, before there was an optimiser."""
+
+    update_peak: int
+    """While a micro-batch trained, optimiser and anchor included."""
+
+    optimizer: int
+    """Moments of the optimiser."""
+
+    anchor: int
+    """Copy of the weights that KL is measured from; 0 without."""
+
+    cached_token: int
+    """Keys and values of one token in the engine."""
+
+    prompt_logits: int
+    """Logits of one prompt in the engine."""
+
+    sampled: float
+    """What the engine held, weights aside, at `sampling_peak`."""
+
+    def peak(self, largest_call: float) -> float:
+        """The most that the run holds at once.
+
+        Args:
+            largest_call: bytes that the engine holds, weights aside, in the largest call.
+        """
+        sampling = self.sampling_peak + self.optimizer + self.anchor + max(0.0, largest_call - self.sampled)
+        return max(self.update_peak, sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the estimate."""
+
+    name: str
+    times: int
+    seconds_each: float
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return self.times * self.seconds_each
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was read, not estimated."""
+
+    run: str
+    rows_train: int
+    rows_held_out: int
+    prompt_tokens_mean: float
+    prompt_tokens_longest: int
+    model: str
+    parameters: int
+    parameters_trained: int
+    device: str
+    precision: str
+    engine: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the run would take."""
+
+    facts: Facts
+    items: Sequence[Item]
+    memory_bytes: float
+    tokens_sampled_training: float
+    tokens_sampled_measuring: float
+    tokens_trained: float
+    """Tokens through forward and backward, prompts included."""
+
+    steps: Mapping[str, int]
+    """Phase -> optimiser steps."""
+
+    assumptions: Sequence[str]
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return math.fsum(item.seconds for item in self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            **asdict(self.facts),
+            "rows_shared": 0,
+            "steps": dict(self.steps),
+            "tokens_sampled_training": round(self.tokens_sampled_training),
+            "tokens_sampled_measuring": round(self.tokens_sampled_measuring),
+            "tokens_trained": round(self.tokens_trained),
+            "seconds": self.seconds,
+            "parts": [
+                {
+                    "name": item.name,
+                    "times": item.times,
+                    "seconds_each": item.seconds_each,
+                    "seconds": item.seconds,
+                }
+                for item in self.items
+            ],
+            "peak_memory_gb": self.memory_bytes / 1e9,
+            "assumptions": list(self.assumptions),
+        }
+
+    def to_text(self) -> str:
+        """For people."""
+        facts = self.facts
+        trained = "all" if facts.parameters_trained == facts.parameters else f"{facts.parameters_trained:,}"
+        steps = ", ".join(f"{name} {count:,}" for name, count in self.steps.items())
+        held_out = "; they share no question" if facts.rows_held_out else ""
+        lines = [
+            f"rows      {facts.rows_train:,} to train on, {facts.rows_held_out:,} held out{held_out}",
+            f"prompts   {facts.prompt_tokens_mean:.0f} tokens on average, {facts.prompt_tokens_longest:,} the longest",
+            f"model     {facts.model}, {facts.parameters:,} weights, {trained} of them trained",
+            f"machine   {facts.device}, {facts.precision}, {facts.engine} engine, {facts.threads} threads",
+            f"steps     {steps}",
+            f"tokens    {self.tokens_sampled_training:,.0f} to sample for training, "
+            f"{self.tokens_sampled_measuring:,.0f} for measuring, {self.tokens_trained:,.0f} to train on "
+            "(prompts included)",
+            "",
+            f"{'':<32}{'times':>7}{'each':>12}{'in all':>16}",
+        ]
+        lines += [
+            f"{item.name:<32}{item.times:>7,}{item.seconds_each:>10.2f} s{duration_in_words(item.seconds):>16}"
+            for item in self.items
+        ]
+        lines += [
+            "",
+            f"time      about {duration_in_words(self.seconds)}",
+            f"memory    about {self.memory_bytes / 1e9:.1f} GB at most",
+            f"run       {facts.run}",
+            "",
+            "Assumed:",
+            *(f"- {assumption}" for assumption in self.assumptions),
+        ]
+        return "\n".join(lines)
+
+
+def estimate(
+    facts: Facts,
+    work: Workload,
+    speeds: Speeds,
+    memory: Memory,
+    *,
+    assumptions: Sequence[str],
+) -> Estimate:
+    """Count what a workload takes at the given speeds."""
+    calls = [phase.batch for phase in work.phases if phase.drawn] + [e.call for e in work.evaluations]
+    held = [call.engine_bytes(memory, slots=work.slots, max_new_tokens=work.max_new_tokens) for call in calls]
+    items = [Item("start", 1, speeds.start)]
+    items += [
+        Item(e.name, e.times, evaluation_seconds(e.call, speeds, slots=work.slots)) for e in work.evaluations
+    ]
+    for phase in work.phases:
+        if phase.drawn:
+            sampling = sampling_seconds(phase.batch, speeds, slots=work.slots)
+            grading = phase.batch.completions * speeds.grade
+            items.append(Item(f"{phase.name}: sampling", phase.steps, speeds.hand_over + sampling + grading))
+        items.append(Item(f"{phase.name}: update", phase.steps, update_seconds(phase, speeds)))
+    items.append(Item("writing checkpoints", 1, work.written_bytes * speeds.write_byte))
+    return Estimate(
+        facts=facts,
+        items=[item for item in items if item.times],
+        memory_bytes=memory.peak(max(held, default=0.0)),
+        tokens_sampled_training=math.fsum(p.steps * p.batch.tokens for p in work.phases if p.drawn),
+        tokens_sampled_measuring=math.fsum(e.times * e.call.tokens for e in work.evaluations),
+        tokens_trained=math.fsum(p.steps * p.updates * p.update_tokens for p in work.phases),
+        steps={phase.name: phase.steps for phase in work.phases},
+        assumptions=assumptions,
+    )
+
+
+def sampling_seconds(call: Sampling, speeds: Speeds, *, slots: int) -> float:
+    """Prompts once, then decoding: fixed cost x steps of the engine + cost a row x tokens.
+
+    The first token of each completion comes from its prompt, without a decoding step.
+    """
+    lengths = [call.lengths[i % len(call.lengths)] for i in range(call.completions)]
+    decoding = speeds.decode_step * decode_steps(lengths, slots=slots)
+    decoding += speeds.decode_row * sum(length - 1 for length in lengths)
+    return call.prompts * call.prompt_tokens * speeds.prefill_token + decoding
+
+
+def evaluation_seconds(call: Sampling, speeds: Speeds, *, slots: int) -> float:
+    """Weights to the engine, sampling and grading."""
+    return speeds.hand_over + sampling_seconds(call, speeds, slots=slots) + call.completions * speeds.grade
+
+
+def update_seconds(phase: PhaseWork, speeds: Speeds) -> float:
+    """Every update on the batch, and the scorings before it."""
+    once = phase.update_tokens * speeds.train_token + speeds.optimizer
+    return phase.updates * once + phase.scorings * phase.update_tokens * speeds.score_token
+
+
+def decode_steps(lengths: Sequence[int], *, slots: int) -> int:
+    """Steps that the engine makes until all completions are done: waiting ones enter where others left.
+
+    Args:
+        lengths: tokens of each completion, in the order in which they enter, each at least 1.
+        slots: completions that grow side by side.
+    """
+    free_at = [0] * min(slots, len(lengths))
+    for length in lengths:
+        heapq.heappush(free_at, heapq.heappop(free_at) + length - 1)
+    return max(free_at, default=0)
+
+
+def decode_costs(wide: tuple[int, float], narrow: tuple[int, float]) -> tuple[float, float]:
+    """(cost of a step, cost of a row in it) from the times of a wide and a narrow step.
+
+    time = step + rows * row; neither is negative.
+
+    Args:
+        wide: rows and seconds.
+        narrow: the same of a step with fewer rows, or as many.
+    """
+    if wide[0] == narrow[0]:
+        return wide[1], 0.0
+    row = min(max(0.0, (wide[1] - narrow[1]) / (wide[0] - narrow[0])), wide[1] / wide[0])
+    return wide[1] - row * wide[0], row
+
+
+def share_with_signal(seen: int, with_signal: int) -> float:
+    """Share of groups whose scores differ, from those seen: (k + 1) / (n + 2), one half where none was seen."""
+    return (with_signal + 1) / (seen + 2)
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)

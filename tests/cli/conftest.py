@@ -1,0 +1,117 @@
+"""A small task, and the command line called in this process or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from graft.cli.main import main
+
+COMMAND = (sys.executable, "-c", "from graft.cli.main import main; main()")
+
+CONFIG = """
+run = "{folder}/run"
+
+[model]
+name = "{model}"
+
+[data]
+source = "rows.jsonl"
+held_out = 4
+
+[grader]
+type = "function"
+function = "grader.py:reward"
+timeout_s = 5
+
+[algorithm]
+group_size = 2
+
+[sampling]
+max_new_tokens = 6
+
+[training]
+prompts_per_step = 2
+steps = 2
+
+[optimizer]
+learning_rate = 1e-3
+"""
+
+GRADER = '''
+import math
+import threading
+
+
+def reward(completion, item):
+    return float(len(completion) % 2)
+
+
+def raises(completion, item):
+    raise ValueError("no such key: golden")
+
+
+def returns_nan(completion, item):
+    return math.nan
+
+
+def hangs(completion, item):
+    threading.Event().wait()
+
+
+def from_sample(completion, item, sample):
+    return sample.tokens / 10
+'''
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def task(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A folder with config.toml, rows.jsonl and grader.py; a run takes well under a second."""
+    rows = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "grader.py").write_text(GRADER)
+    (tmp_path / "config.toml").write_text(CONFIG.format(folder=tmp_path, model=tiny_model_folder))
+    return tmp_path
+
+
+@pytest.fixture
+def graft(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`graft("train", path, "--new")`, in this process."""
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        code = ended.value.code
+        captured = capsys.readouterr()
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def graft_process() -> Callable[..., Result]:
+    """The same in a process of its own."""
+
+    def call(*arguments: object) -> Result:
+        command: Sequence[str] = [*COMMAND, *(str(argument) for argument in arguments)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return Result(ended.returncode, ended.stdout, ended.stderr)
+
+    return call
