@@ -41,16 +41,38 @@ prompts_per_step = 2
 steps = 2
 
 [optimizer]
-learning_rate = 1e-3
+learning_rate = 1e-2
 """
 
-GRADER = '''
+GRADER = """
 import math
+import os
+import signal
 import threading
+from pathlib import Path
+
+FIRST_CALL = Path(__file__).with_name("first-call")
 
 
 def reward(completion, item):
-    return float(len(completion) % 2)
+    return sum(map(ord, completion)) % 7 / 3
+
+
+def terminates_once(completion, item):
+    if not FIRST_CALL.exists():
+        FIRST_CALL.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return 1.0
+
+
+def interrupts_twice(completion, item):
+    if not FIRST_CALL.exists():
+        FIRST_CALL.touch()
+        os.kill(os.getpid(), signal.SIGINT)
+        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+    return 1.0
 
 
 def raises(completion, item):
@@ -63,11 +85,7 @@ def returns_nan(completion, item):
 
 def hangs(completion, item):
     threading.Event().wait()
-
-
-def from_sample(completion, item, sample):
-    return sample.tokens / 10
-'''
+"""
 
 
 @dataclass(frozen=True)

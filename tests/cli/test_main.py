@@ -13,7 +13,9 @@ from graft.version import VERSION
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_the_help_needs_no_torch_and_lists_commands_and_exit_codes():
@@ -42,7 +44,9 @@ def test_a_setting_that_is_wrong_is_a_message_on_stderr_and_code_2(task, graft_p
     result = graft_process("train", task / "config.toml", "--set", "trainng.steps=3")
     assert result.code == 2
     assert result.out == ""
-    assert result.err == f"error: {task / 'config.toml'}: trainng: unknown setting. Did you mean 'training'?\n"
+    assert (
+        result.err == f"error: {task / 'config.toml'}: trainng: unknown setting. Did you mean 'training'?\n"
+    )
 
 
 def test_an_unexpected_failure_keeps_its_traceback():

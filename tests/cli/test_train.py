@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,7 +47,15 @@ def test_a_run_does_not_overwrite_the_settings_of_a_task(task, graft):
 
 
 def test_new_takes_the_next_free_number(task, graft):
-    arguments = ("train", task / "config.toml", "--new", "--set", "training.steps=1", "--set", "data.held_out=0")
+    arguments = (
+        "train",
+        task / "config.toml",
+        "--new",
+        "--set",
+        "training.steps=1",
+        "--set",
+        "data.held_out=0",
+    )
     assert [graft(*arguments).out for _ in range(3)] == [
         f"{task / name}\n" for name in ("run", "run-2", "run-3")
     ]
@@ -58,7 +64,11 @@ def test_new_takes_the_next_free_number(task, graft):
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
-        (["optimizer.learnin_rate=1"], 2, "optimizer.learnin_rate: unknown setting. Did you mean 'learning_rate'?"),
+        (
+            ["optimizer.learnin_rate=1"],
+            2,
+            "optimizer.learnin_rate: unknown setting. Did you mean 'learning_rate'?",
+        ),
         (["training.steps=0"], 2, "training.steps = 0: input should be greater than or equal to 1"),
         (["grader.function=grader.py:rewrd"], 2, "has no function 'rewrd'; did you mean 'reward'?"),
         (["nonsense"], 2, "--set nonsense: want key=value"),
@@ -93,57 +103,64 @@ def test_resume_refuses_a_folder_without_a_run(tmp_path, graft):
     assert "not a run folder" in result.err
 
 
-@contextmanager
-def running(arguments: Sequence[object]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+@pytest.fixture
+def training(task) -> Iterator[subprocess.Popen[str]]:
+    """A run of 120 steps in a process of its own, killed if a test leaves it behind."""
+    command = [*COMMAND, "train", str(task / "config.toml"), "--set", "training.steps=120"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def stop_at(process: subprocess.Popen[str], beginning: str, number: signal.Signals) -> tuple[str, str]:
-    """Send a signal when a line of stderr begins so; what the process wrote after it, and stdout."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith(beginning):
+def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(task, training, graft):
+    run = task / "run"
+    assert training.stderr is not None
+    for line in training.stderr:
+        if line.startswith("training 2/"):
             break
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    return err, out
-
-
-def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_resume_finishes(task, graft):
-    steps, run = 120, task / "run"
-    settings = ("--set", f"training.steps={steps}", "--set", "evaluation.rows=2")
-    with running(["train", task / "config.toml", *settings]) as process:
-        err, out = stop_at(process, "training 2/", signal.SIGINT)
-    assert (process.returncode, out) == (130, "")
+    training.send_signal(signal.SIGINT)
+    out, err = training.communicate(timeout=60)
+    assert (training.returncode, out) == (130, "")
     assert f"interrupted (SIGINT): a checkpoint is written. Go on with: graft resume {run}" in err
     assert "Traceback" not in err
-    stopped_at = checkpoint_of(run)
-    assert 2 <= stopped_at < steps
+    assert 2 <= checkpoint_of(run) < 120
     assert RunFolder.open(run).read_summary()["status"] == "interrupted"
-
-    with running(["resume", run]) as process:
-        err, out = stop_at(process, f"training {stopped_at + 2}/", signal.SIGTERM)
-    assert (process.returncode, out) == (143, "")
-    assert "interrupted (SIGTERM)" in err
-    assert stopped_at < checkpoint_of(run) < steps
 
     result = graft("resume", run)
     assert (result.code, result.out) == (0, f"{run}\n")
     folder = RunFolder.open(run)
     trained = [record["step"] for record in folder.read_metrics() if record["stage"] == "train"]
-    assert trained == list(range(1, steps + 1))
+    assert trained == list(range(1, 121))
     assert folder.read_summary()["status"] == "finished"
+
+
+def test_sigterm_is_143(task, graft):
+    function = ("--set", "grader.function=grader.py:terminates_once")
+    result = graft("train", task / "config.toml", *function)
+    assert (result.code, result.out) == (143, "")
+    assert (
+        f"interrupted (SIGTERM): a checkpoint is written. Go on with: graft resume {task / 'run'}"
+        in result.err
+    )
+    assert graft("resume", task / "run").code == 0
+
+
+def test_a_second_ctrl_c_stops_at_once(task, graft):
+    function = ("--set", "grader.function=grader.py:interrupts_twice")
+    result = graft("train", task / "config.toml", *function)
+    assert (result.code, result.out) == (130, "")
+    assert "stopped at once, without a checkpoint of this moment. Go on with: graft resume" in result.err
+    assert graft("resume", task / "run").code == 0
+
+
+def test_ctrl_c_before_the_run_began(task, graft):
+    (task / "slow.py").write_text("raise KeyboardInterrupt")
+    result = graft("train", task / "config.toml", "--set", "grader.function=slow.py:reward")
+    assert result.code == 130
+    assert "stopped before the run began: nothing was written" in result.err
+    assert not (task / "run").exists()
 
 
 def checkpoint_of(run: Path) -> int:

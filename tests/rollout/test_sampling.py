@@ -225,7 +225,9 @@ def test_a_number_just_below_one_on_a_large_vocabulary():
     assert torch.isfinite(logprob).all()
 
 
-@pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.3}, {"top_k": 4, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "filters", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.3}, {"top_k": 4, "top_p": 0.9}]
+)
 def test_log_probabilities_are_renormalised_over_the_kept_tokens(filters):
     torch.manual_seed(3)
     logits = torch.randn(1, 12)

@@ -150,7 +150,9 @@ def test_samples_are_those_of_the_plain_loop(build, model, sampling):
 def test_one_end_token_and_none(build, model):
     prefixes, keys = random_prefixes(5, 3), keys_for(4, 4)
     sampling = SamplingSettings(12)
-    assert_is_the_plain_loop(build(eos_ids=()).grow(prefixes, keys, sampling), model, prefixes, keys, sampling, ())
+    assert_is_the_plain_loop(
+        build(eos_ids=()).grow(prefixes, keys, sampling), model, prefixes, keys, sampling, ()
+    )
     [first, *_], *_ = build(eos_ids=()).grow(prefixes, keys, sampling)
     eos = int(first.tokens[4])
     [ended, *_], *_ = build(eos_ids=(eos,)).grow(prefixes, keys, sampling)
@@ -219,7 +221,9 @@ def test_nothing_to_draw(build):
 
 def test_progress_counts_every_token_once(build):
     told: list[int] = []
-    grown = build(slots=3).grow(random_prefixes(4, 2), keys_for(5, 5), SamplingSettings(10), progress=told.append)
+    grown = build(slots=3).grow(
+        random_prefixes(4, 2), keys_for(5, 5), SamplingSettings(10), progress=told.append
+    )
     assert told[-1] == sum(len(c.tokens) for own in grown for c in own)
     assert told == sorted(told)
     assert told[0] < 10
@@ -262,8 +266,8 @@ def test_log_probabilities_are_the_trainers(build, tiny_model_folder, temperatur
         for c in own:
             tree.add(ROOT, c.tokens, c.logprobs, group=group, kind=Kind.COMPLETION, stop=c.stop)
         trees.append(tree)
-        ones = {leaf: np.ones(tree.completion_length(leaf)) for leaf in tree.leaves()}
-        credits.append(Credit(advantages=ones, weights=ones))
+        ones = {leaf: np.ones(tree.completion_length(leaf), np.float32) for leaf in tree.leaves()}
+        credits.append(Credit(ones, {leaf: own.astype(np.float64) for leaf, own in ones.items()}))
     forward = PolicyForward(load(tiny_model_folder), Precision("exact", CPU))
     compared = 0
     with torch.no_grad():
@@ -292,7 +296,9 @@ def test_new_weights_are_used_and_the_engine_can_be_used_again(build, model):
     assert [c.tokens.tolist() for c in after[0]] != [c.tokens.tolist() for c in before[0]]
     engine.load_weights(model.state_dict(), version=8)
     again = engine.grow(prefixes, keys, sampling)
-    for ours, theirs in zip([c for own in again for c in own], [c for own in before for c in own], strict=True):
+    for ours, theirs in zip(
+        [c for own in again for c in own], [c for own in before for c in own], strict=True
+    ):
         assert ours.tokens.tolist() == theirs.tokens.tolist()
         assert ours.logprobs.tolist() == theirs.logprobs.tolist()
 

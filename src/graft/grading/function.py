@@ -7,6 +7,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from graft.errors import GraderError
@@ -109,14 +110,13 @@ def _takes_sample(function: Callable[..., Any], name: str) -> bool:
 
 
 def _as_grade(value: Any, name: str) -> Grade:
-    if isinstance(value, Grade):
-        if value.score is None or math.isfinite(value.score):
-            return value
-        value = value.score
+    if isinstance(value, Grade) and value.score is None:
+        return value
+    number: Any = value.score if isinstance(value, Grade) else value
     try:
-        score = float(value)
-    except (TypeError, ValueError):
+        score = float(number)
+    except Exception:  # anybody's object: a tensor of two numbers, an integer too large
         return Grade(None, Outcome.CRASHED, reason=f"{name} returned {value!r}; want a number")
     if not math.isfinite(score):
         return Grade(None, Outcome.NOT_FINITE, reason=f"{name} returned {score}; a score must be finite")
-    return Grade(score)
+    return replace(value, score=score) if isinstance(value, Grade) else Grade(score)

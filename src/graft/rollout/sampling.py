@@ -79,7 +79,9 @@ def keep_mask(logits: Tensor, settings: SamplingSettings) -> Tensor:
     keep = torch.ones_like(logits, dtype=torch.bool)
     if settings.top_k is not None and settings.top_k < logits.shape[-1]:
         keep = logits >= logits.topk(settings.top_k, dim=-1).values[..., -1:]
-    if settings.top_p is not None and settings.top_p < 1:  # 1 keeps all: a running sum would miss the last ones
+    if (
+        settings.top_p is not None and settings.top_p < 1
+    ):  # 1 keeps all: a running sum would miss the last ones
         p = logits.masked_fill(~keep, -torch.inf).softmax(-1)
         ordered, index = p.sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered

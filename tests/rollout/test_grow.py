@@ -1,0 +1,124 @@
+"""Prompts -> trees, with an engine that writes down what it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from graft.rollout.engine import Continuation
+from graft.rollout.grow import grow_groups
+from graft.rollout.sampling import SamplingSettings, stream_key
+from graft.tree import ROOT, Kind, Tree
+from graft.types import Prompt, Purpose, StopReason
+
+
+class ScriptedEngine:
+    """Continuation j of prefix i is `[100 i + j, 7]`, ended by its second token where j is even."""
+
+    path = "scripted"
+
+    def __init__(self) -> None:
+        self.keys: list[list[int]] = []
+        self.prefixes: list[list[int]] = []
+        self.sampling: SamplingSettings | None = None
+
+    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None: ...
+
+    def grow(
+        self,
+        prefixes: Sequence[np.ndarray],
+        keys: Sequence[Sequence[int]],
+        sampling: SamplingSettings,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Continuation]]:
+        self.keys = [list(own) for own in keys]
+        self.prefixes = [prefix.tolist() for prefix in prefixes]
+        self.sampling = sampling
+        if progress is not None:
+            progress(42)
+        return [
+            [
+                Continuation(
+                    np.array([100 * i + j, 7], np.int32),
+                    np.array([-0.5, -0.25 * j], np.float32),
+                    StopReason.LENGTH if j % 2 else StopReason.EOS,
+                )
+                for j in range(len(own))
+            ]
+            for i, own in enumerate(keys)
+        ]
+
+
+def prompt(row: int, *tokens: int) -> Prompt:
+    return Prompt(row=row, messages=(), item={}, tokens=np.array(tokens, np.int32), question=str(row))
+
+
+def grow(engine: ScriptedEngine, prompts: Sequence[Prompt], **changes) -> list[Tree]:
+    asked = {
+        "group_size": 3,
+        "sampling": SamplingSettings(9),
+        "seed": 5,
+        "purpose": Purpose.TRAIN,
+        "step": 2,
+        **changes,
+    }
+    return grow_groups(engine, prompts, **asked)
+
+
+def test_one_tree_a_prompt_with_one_group_of_whole_completions():
+    prompts = [prompt(8, 1, 2, 3), prompt(4, 9)]
+    trees = grow(ScriptedEngine(), prompts)
+    assert [tree.prompt for tree in trees] == prompts
+    for i, tree in enumerate(trees):
+        assert tree.groups() == [0]
+        assert tree.siblings(0) == tree.leaves() == [1, 2, 3]
+        for j, leaf in enumerate(tree.leaves()):
+            node = tree.nodes[leaf]
+            assert node.parent == ROOT
+            assert node.kind is Kind.COMPLETION
+            assert node.tokens.tolist() == [100 * i + j, 7]
+            assert node.engine_logprobs.tolist() == [-0.5, -0.25 * j]
+            assert node.stop is (StopReason.LENGTH if j % 2 else StopReason.EOS)
+
+
+def test_the_engine_gets_the_templated_prompts_and_the_distribution():
+    engine = ScriptedEngine()
+    told: list[int] = []
+    sampling = SamplingSettings(5, temperature=0.3)
+    grow(engine, [prompt(0, 1, 2), prompt(1, 3)], sampling=sampling, progress=told.append)
+    assert engine.prefixes == [[1, 2], [3]]
+    assert engine.sampling is sampling
+    assert told == [42]
+
+
+def test_streams_are_keyed_by_row_and_place():
+    engine = ScriptedEngine()
+    grow(engine, [prompt(8, 1), prompt(4, 9)], attempt=6)
+    assert engine.keys == [
+        [stream_key(5, Purpose.TRAIN, 2, row, 6, place) for place in range(3)] for row in (8, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 6}, {"step": 3}, {"purpose": Purpose.EVALUATION}, {"attempt": 1}], ids=str
+)
+def test_anything_else_draws_other_samples(change):
+    first, second = ScriptedEngine(), ScriptedEngine()
+    grow(first, [prompt(0, 1)])
+    grow(second, [prompt(0, 1)], **change)
+    assert not set(first.keys[0]) & set(second.keys[0])
+
+
+def test_a_rows_streams_do_not_depend_on_its_company():
+    alone, together = ScriptedEngine(), ScriptedEngine()
+    grow(alone, [prompt(4, 9)])
+    grow(together, [prompt(8, 1), prompt(4, 9), prompt(2, 2)], group_size=5)
+    assert together.keys[1][:3] == alone.keys[0]
+
+
+def test_no_prompts():
+    assert grow(ScriptedEngine(), []) == []

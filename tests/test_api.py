@@ -1,0 +1,222 @@
+"""`graft.train`, `graft.evaluate` and `graft.resume`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import graft
+from graft.config_file import load_config
+from graft.errors import CheckpointError, ConfigError, DataError, GraderError, ModelError
+from graft.report.run_folder import RunFolder
+
+ROWS = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
+
+SMALL = {
+    "sampling__max_new_tokens": 6,
+    "algorithm__group_size": 2,
+    "training": {"prompts_per_step": 2, "steps": 2},
+    "optimizer": {"learning_rate": 1e-3},
+}
+
+
+@pytest.fixture
+def model(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tiny model; the test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return str(tiny_model_folder)
+
+
+def by_length(completion, item):
+    return float(len(completion) % 2)
+
+
+def test_the_public_names():
+    assert graft.__all__ == ["GraftError", "__version__", "evaluate", "resume", "train"]
+    for name in graft.__all__:
+        assert getattr(graft, name) is not None
+    assert set(graft.__all__) <= set(dir(graft))
+    assert callable(graft.evaluate)
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        _ = graft.trian  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_importing_graft_imports_nothing_heavy_and_guards_first():
+    code = (
+        "import sys, graft\n"
+        "assert not {'torch', 'pydantic', 'numpy'} & set(sys.modules), 'heavy'\n"
+        "graft.train, graft.evaluate, graft.GraftError, graft.__version__\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_the_functions_stay_functions_when_all_modules_are_loaded(model):
+    import graft.loop
+
+    assert callable(graft.train)
+    assert callable(graft.evaluate)
+    assert callable(graft.resume)
+
+
+def test_train_with_a_closure_on_rows_in_memory(model):
+    seen = []
+
+    def reward(completion, item, sample):
+        seen.append((item["answer"], sample.tokens))
+        return sample.tokens / 6
+
+    run = graft.train(model, ROWS, reward, data={"held_out": 4}, **SMALL)
+    assert run.path == Path("runs/run")
+    assert run.summary["status"] == "finished"
+    assert (run.summary["training_rows"], run.summary["held_out_rows"]) == (8, 4)
+    assert len(seen) == 4 + 2 * 2 * 2 + 4  # before, two steps, after
+    assert run.export("out").joinpath("model.safetensors").is_file()
+
+    second = graft.train(model, ROWS, lambda completion, item: 1.0, **SMALL)
+    assert second.path == Path("runs/run-2")
+
+
+def test_without_steps_it_is_one_epoch(model):
+    run = graft.train(model, ROWS, by_length, **{**SMALL, "training": {"prompts_per_step": 5}})
+    assert run.summary["steps"] == 3  # 12 rows
+    again = graft.train(model, ROWS[:4], by_length, **{**SMALL, "training": {}})
+    assert again.summary["steps"] == 1
+
+
+def test_rows_from_a_file_and_a_grader_by_settings(model):
+    lines = [f'{{"prompt": "What is {n} + 1?", "sum": {n + 1}}}' for n in range(6)]
+    Path("rows.jsonl").write_text("\n".join(lines))
+    run = graft.train(model, "rows.jsonl", {"type": "number", "key": "sum"}, run="first", **SMALL)
+    assert run.path == Path("first")
+    config = load_config(run.path / "config.toml")
+    assert config.grader is not None
+    assert (config.data.source, config.grader.key) == ("rows.jsonl", "sum")
+
+
+def test_a_generator_of_rows_and_a_reward_by_name(model):
+    Path("grader.py").write_text("def reward(completion, item):\n    return len(completion)\n")
+    run = graft.train(model, (row for row in ROWS), "grader.py:reward", **SMALL)
+    assert run.summary["training_rows"] == 12
+
+
+def test_sft_needs_no_reward(model):
+    rows = [{**row, "worked": str(row["answer"])} for row in ROWS]
+    run = graft.train(
+        model,
+        rows,
+        algorithm={"name": "sft", "worked": "key:worked"},
+        training={"steps": 1, "prompts_per_step": 4},
+    )
+    assert run.summary["algorithm"] == "sft"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trainng": {"steps": 1}}, "graft.train: trainng: unknown setting. Did you mean 'training'?"),
+        ({"training__stpes": 1}, "graft.train: training.stpes: unknown setting. Did you mean 'steps'?"),
+        ({"training": {"steps": 1, "epochs": 1}}, "give either training.steps or training.epochs"),
+        ({"seed": 1, "seed__x": 2}, "seed__x: 'seed' is a value, not a section"),
+        ({"algorithm": "gpro"}, "no algorithm is called 'gpro'. Did you mean 'grpo'?"),
+        ({"training": 5}, "training = 5"),
+        ({"optimizer__learning_rate": "fast"}, 'optimizer.learning_rate = "fast"'),
+    ],
+)
+def test_wrong_settings_are_refused_as_in_a_file(model, settings, message):
+    with pytest.raises(ConfigError) as refused:
+        graft.train(model, ROWS, by_length, **settings)
+    assert message in str(refused.value)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "reward", "kind", "message"),
+    [
+        ({"prompt": "x"}, by_length, ConfigError, "rows: got a dict; want a list of dicts"),
+        (7, by_length, ConfigError, "rows: got a int"),
+        (["x"], by_length, DataError, "a mapping"),
+        ([{"text": "x"}], by_length, DataError, "the prompt column 'prompt'"),
+        ([], by_length, DataError, "no rows"),
+        (ROWS, 7, ConfigError, "reward: got a int"),
+        (ROWS, None, ConfigError, "needs a [grader] section"),
+        (ROWS, "nubmer", ConfigError, "grader.type"),
+        (ROWS, lambda: 1.0, GraderError, "want function(completion, item)"),
+    ],
+)
+def test_wrong_rows_and_rewards(model, rows, reward, kind, message):
+    with pytest.raises(kind) as refused:
+        graft.train(model, rows, reward, **SMALL)
+    assert message in str(refused.value)
+
+
+def test_a_taken_folder_and_a_missing_model(model):
+    Path("taken").mkdir()
+    Path("taken/metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        graft.train("nonesuch", ROWS, by_length, run="taken")
+    with pytest.raises(ModelError, match="unknown model"):
+        graft.train("nonesuch", ROWS, by_length)
+    assert issubclass(ModelError, graft.GraftError)
+
+
+def test_resume_of_a_run_that_failed_half_way(model):
+    calls = []
+
+    def breaks(completion, item):
+        calls.append(item)
+        if len(calls) > 6:
+            raise OSError("the judge is gone")
+        return float(len(completion) % 2)
+
+    with pytest.raises(GraderError, match="the judge is gone"):
+        graft.train(model, ROWS, breaks, run="broken", checkpoints={"every": 1}, **SMALL)
+    assert RunFolder.open("broken").read_summary()["status"] == "failed"
+    with pytest.raises(ConfigError, match=r"from Python, reward=function"):
+        graft.resume("broken", rows=ROWS)
+    with pytest.raises(ConfigError, match=r"data\.source: missing"):
+        graft.resume("broken", reward=by_length)
+    run = graft.resume("broken", rows=ROWS, reward=by_length)
+    steps = [r["step"] for r in RunFolder.open("broken").read_metrics() if r["stage"] == "train"]
+    assert (run.summary["status"], steps) == ("finished", [1, 2])
+
+
+def test_evaluate_a_model_a_run_and_its_folder(model):
+    base = graft.evaluate(model, ROWS, by_length, samples=2, sampling__max_new_tokens=6)
+    assert (base.rows, len(base.trees)) == (12, 12)
+    assert set(base.pass_at) == {1, 2}
+    run = graft.train(model, ROWS, by_length, run="first", **SMALL)
+    of_run = graft.evaluate(run, ROWS, by_length, sampling__max_new_tokens=6)
+    of_folder = graft.evaluate("first", ROWS, by_length, sampling__max_new_tokens=6)
+    exported = graft.evaluate(run.export("out"), ROWS, by_length, sampling__max_new_tokens=6)
+    assert of_run.accuracy == of_folder.accuracy == exported.accuracy
+    texts = [[tree.nodes[1].tokens.tolist() for tree in e.trees] for e in (of_run, of_folder, exported, base)]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+
+
+def test_evaluate_measures_the_rows_that_train_holds_out(model):
+    run = graft.train(model, ROWS, by_length, run="first", data={"held_out": 4}, **SMALL)
+    measured = graft.evaluate(
+        model, ROWS, by_length, data={"held_out": 4}, sampling__max_new_tokens=6, algorithm__group_size=2
+    )
+    assert measured.rows == 4
+    assert measured.accuracy.mean == run.summary["held_out_before"]
+
+
+def test_evaluate_refusals(model):
+    with pytest.raises(ConfigError, match="reward is missing"):
+        graft.evaluate(model, ROWS)
+    with pytest.raises(ConfigError, match="samples = 0"):
+        graft.evaluate(model, ROWS, by_length, samples=0)
+    Path("empty").mkdir()
+    Path("empty/metrics.jsonl").touch()
+    with pytest.raises(DataError, match="not a run folder"):
+        graft.evaluate("empty", ROWS, by_length)
+    run = graft.train(model, ROWS, by_length, run="first", **SMALL)
+    for path in (run.path / "checkpoints").glob("step-*"):
+        path.rename(path.with_name("gone"))
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        graft.evaluate(run, ROWS, by_length)
