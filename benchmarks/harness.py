@@ -106,9 +106,9 @@ class Side:
         self.close()
 
 
-def take_turns(sides: Sequence[Side], cases: Sequence[str], repeats: int) -> None:
-    """Warm every side up, then A B C, A B C, ... for each case."""
-    for side in sides:
+def take_turns(sides: Sequence[Side], cases: Sequence[str], repeats: int, *, warm: bool = False) -> None:
+    """Warm every side up unless they are warm, then A B C, A B C, ... for each case."""
+    for side in () if warm else sides:
         side.measure(cases[0], keep=False)
     for _ in range(repeats):
         for case in cases:
@@ -190,8 +190,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(cells: Sequence[str]) -> str:
         return "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
         ).rstrip()
 
     return "\n".join([line(titles), "  ".join("-" * w for w in widths), *map(line, rows)])

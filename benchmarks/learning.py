@@ -25,12 +25,21 @@ from graft.version import VERSION
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "chain_sum" / "config.toml"
 RESULTS = Path(__file__).parent / "results"
-KEYS = ("held_out_before", "held_out_warm", "held_out_after", "held_out_rows", "train_seconds", "generated_tokens")
+KEYS = (
+    "held_out_before",
+    "held_out_warm",
+    "held_out_after",
+    "held_out_rows",
+    "train_seconds",
+    "generated_tokens",
+)
 
 
 def main() -> None:
     """Run the seeds that have no result yet, then print all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()

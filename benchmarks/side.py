@@ -32,7 +32,9 @@ class Channel:
             yield line.strip()
 
 
-def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[str], dict[str, Any]]]]) -> None:
+def serve(
+    prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[str], dict[str, Any]]]],
+) -> None:
     """Prepare with the settings of the command line, then measure as often as asked.
 
     Args:

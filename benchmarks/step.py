@@ -5,8 +5,9 @@
 
 8 prompts x 8 samples, exactly 40 new tokens, full fine-tune with fp32 master weights and bf16 products, no KL, one
 optimiser step a batch. In the case `full` all groups have signal, in `sparse` three of eight have none. Seconds hold
-loading the sampler, sampling, grading and the update; the first step is left out. TRL is measured with gradient
-checkpointing on and off, and the faster setting is the peer. `..._against_fastest` compares with TRL's faster type.
+loading the sampler, sampling, grading and the update; the first step is left out. TRL takes its first step with
+gradient checkpointing on and off, and the faster setting is the peer. `..._against_fastest` compares with TRL's
+faster type.
 """
 
 from __future__ import annotations
@@ -63,10 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "date": harness.now(),
         "machine": machine,
         "environment": harness.environment(),
-        "settings": {k: getattr(options, k) for k in ("model", "prompts", "samples", "new_tokens", "repeats")},
+        "settings": {
+            k: getattr(options, k) for k in ("model", "prompts", "samples", "new_tokens", "repeats")
+        },
         "notes": [
             *harness.kernel_notes(),
-            f"{PEER_FP32} took its turns after the others, with the checkpointing setting that was faster in bf16.",
+            f"{PEER_FP32} was not measured."
+            if options.skip_fp32
+            else f"{PEER_FP32} took its turns after the others, with the checkpointing that was faster in bf16.",
             f"{OWN}: {describe(GRAFT)}. {OWN_LOW}: {describe(LOW_MEMORY)}. TRL: batches of {options.trl_batch}"
             f" samples, accumulated to {options.prompts * options.samples}.",
         ],
@@ -91,6 +96,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8, help="for each prompt")
     parser.add_argument("--new-tokens", type=int, default=40)
     parser.add_argument("--trl-python", default=str(PEER_PYTHON), help="interpreter that can import trl")
+    parser.add_argument(
+        "--skip-fp32", action="store_true", help="leave out TRL in fp32 (and `_against_fastest`)"
+    )
     parser.add_argument("--trl-batch", type=int, default=8, help="TRL's per_device_train_batch_size")
     return parser.parse_args(arguments)
 
@@ -124,27 +132,28 @@ def measure_all(options: argparse.Namespace) -> tuple[Records, Facts, dict[str, 
         say(f"starting {name}")
         return Side(name, "benchmarks.step_graft", {**settings, **changes}, python=sys.executable)
 
-    tried = {}
-    for checkpointing in (False, True):
-        with peer(PEER, checkpointing=checkpointing) as side:
-            side.measure("full", keep=False)
-            tried[checkpointing] = side.measure("full")["seconds"]
-    faster = min(tried, key=lambda setting: tried[setting])
     records: Records = {}
     about: Facts = {}
+    tried: dict[bool, float] = {}
     with ExitStack() as stack:
-        sides = [
-            stack.enter_context(peer(PEER, checkpointing=faster)),
-            stack.enter_context(ours(OWN, GRAFT)),
-            stack.enter_context(ours(OWN_LOW, LOW_MEMORY)),
-        ]
-        harness.take_turns(sides, CASES, options.repeats)
+        peers = {}
+        for checkpointing in (False, True):
+            peers[checkpointing] = stack.enter_context(peer(PEER, checkpointing=checkpointing))
+            tried[checkpointing] = peers[checkpointing].measure("full", keep=False)["seconds"]
+        faster = min(tried, key=lambda setting: tried[setting])
+        peers[not faster].close()
+        own = [stack.enter_context(ours(OWN, GRAFT)), stack.enter_context(ours(OWN_LOW, LOW_MEMORY))]
+        for side in own:
+            side.measure("full", keep=False)
+        sides = [peers[faster], *own]
+        harness.take_turns(sides, CASES, options.repeats, warm=True)
         for side in sides:
             records[side.name], about[side.name] = side.records, side.about
-    with peer(PEER_FP32, checkpointing=faster, dtype="fp32") as side:
-        harness.take_turns([side], CASES, options.repeats)
-        records[side.name], about[side.name] = side.records, side.about
-    for name in (PEER, PEER_FP32):
+    if not options.skip_fp32:
+        with peer(PEER_FP32, checkpointing=faster, dtype="fp32") as side:
+            harness.take_turns([side], CASES, options.repeats)
+            records[side.name], about[side.name] = side.records, side.about
+    for name in {PEER, PEER_FP32} & set(about):
         about[name]["gradient_checkpointing"] = faster
     return records, about, {"on" if setting else "off": seconds for setting, seconds in tried.items()}
 
@@ -185,20 +194,24 @@ def summarise(
         }
         for name, own in records.items()
     }
-    fastest = min((PEER, PEER_FP32), key=lambda name: sides[name]["seconds"]["full"]["median"])
+    fastest = None
+    if PEER_FP32 in sides:
+        fastest = min((PEER, PEER_FP32), key=lambda name: sides[name]["seconds"]["full"]["median"])
     ratios = {}
     for suffix, own in (("", OWN), ("_low", OWN_LOW)):
         for case in CASES:
             name = f"ratio_{case}{suffix}"
             ratios[name] = ratio(seconds[PEER][case], seconds[own][case])
-            ratios[f"{name}_against_fastest"] = ratio(seconds[fastest][case], seconds[own][case])
+            if fastest is not None:
+                ratios[f"{name}_against_fastest"] = ratio(seconds[fastest][case], seconds[own][case])
     memory = {name: side["peak_memory_gb"] for name, side in sides.items()}
     memory_ratios = {
         "memory_ratio": memory[OWN] / memory[PEER],
         "memory_ratio_low": memory[OWN_LOW] / memory[PEER],
-        "memory_ratio_against_fastest": memory[OWN] / memory[fastest],
-        "memory_ratio_low_against_fastest": memory[OWN_LOW] / memory[fastest],
     }
+    if fastest is not None:
+        memory_ratios["memory_ratio_against_fastest"] = memory[OWN] / memory[fastest]
+        memory_ratios["memory_ratio_low_against_fastest"] = memory[OWN_LOW] / memory[fastest]
     return {
         "sides": sides,
         "peer_fastest": fastest,
@@ -250,7 +263,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             "",
             f"{PEER}, gradient checkpointing: "
             + ", ".join(f"{setting} {seconds:.1f} s" for setting, seconds in tried.items())
-            + f"; the peer's faster type: {report['peer_fastest']}",
+            + f"; the peer's faster type: {report['peer_fastest'] or 'not measured'}",
             harness.ratio_table(report["ratios"], TARGETS),
             "",
             harness.table(["memory, ours / peer", "ratio", "target"], memory),

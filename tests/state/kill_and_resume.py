@@ -128,7 +128,7 @@ def fork(config: dict, folder: Path) -> tuple[int, int]:
 
 def finish(child: int, pipe: int) -> dict[str, float]:
     """Let a run end by itself; returns how long its parts took at most, in seconds."""
-    longest = dict.fromkeys(PARTS, 0.0)
+    longest: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     part, began = None, time.perf_counter()
     while marker := os.read(pipe, 1):
         now = time.perf_counter()
