@@ -96,6 +96,7 @@ def summarise(
         name: {
             "tokens_per_second": spread(speed[name]),
             "seconds": spread([r["seconds"] for r in own]),
+            "cpu_seconds": spread([r["cpu_seconds"] for r in own]),
             "tokens": own[0]["tokens"],
             "peak_memory_gb": own[-1]["peak_memory_gb"],
             **about[name],
@@ -108,7 +109,9 @@ def summarise(
         ratios[f"ratio_{name}"] = ratio(speed[f"{name} bf16"], speed["hf bf16"])
         ratios[f"ratio_{name}_fp32"] = ratio(speed[f"{name} fp32"], speed["hf fp32"])
         ratios[f"ratio_{name}_against_fastest"] = ratio(speed[f"{name} bf16"], speed[fastest])
-    return {"sides": sides, "peer_fastest": fastest, "ratios": ratios}
+    cpu = {name: [r["cpu_seconds"] for r in own] for name, own in records.items()}
+    cpu_ratios = {f"ratio_{name}": ratio(cpu["hf bf16"], cpu[f"{name} bf16"]) for name in ("generic", "fast")}
+    return {"sides": sides, "peer_fastest": fastest, "ratios": ratios, "cpu_ratios": cpu_ratios}
 
 
 def check_same(tokens: Mapping[str, Sequence[int]], about: Mapping[str, Mapping[str, Any]]) -> None:
@@ -130,6 +133,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             name,
             cell(side["tokens_per_second"], 0),
             cell(side["seconds"]),
+            cell(side["cpu_seconds"], 1),
             f"{side['peak_memory_gb']:.2f}",
             side["kernels"],
         ]
@@ -141,10 +145,13 @@ def as_text(report: Mapping[str, Any]) -> str:
             f"{settings['prompts']} prompts x {settings['samples']} samples, {settings['new_tokens']} new tokens, "
             f"{settings['repeats']} turns",
             "",
-            harness.table(["side", "tokens/s", "seconds", "peak GB", "kernels"], rows),
+            harness.table(["side", "tokens/s", "seconds", "CPU seconds", "peak GB", "kernels"], rows),
             "",
             f"the peer's faster type: {report['peer_fastest']}",
             harness.ratio_table(report["ratios"], TARGETS),
+            "",
+            "The same in CPU seconds, which work beside the benchmark hardly changes:",
+            harness.ratio_table(report["cpu_ratios"], {}),
         ]
     )
 

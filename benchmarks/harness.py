@@ -64,13 +64,17 @@ class Side:
         """Let the side do its work once; `keep=False` for a warm-up."""
         assert self._process.stdin is not None
         say(f"  {self.name}: {case}{'' if keep else ' (warm-up)'} ...", end="")
+        before = cpu_seconds(self._process.pid)
         try:
             self._process.stdin.write(case + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the missing answer tells more
         record = {"case": case, **self._answer()}
-        say(f" {record['seconds']:.2f} s")
+        record["cpu_seconds"] = cpu_seconds(self._process.pid) - before
+        say(
+            f" {record['seconds']:.2f} s, CPU {record['cpu_seconds']:.1f} s, {record['peak_memory_gb']:.2f} GB"
+        )
         if keep:
             self.records.append(record)
         return record
@@ -104,6 +108,15 @@ class Side:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of all cores so far. Work beside the benchmark disturbs it far less than wall time."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def take_turns(sides: Sequence[Side], cases: Sequence[str], repeats: int, *, warm: bool = False) -> None:

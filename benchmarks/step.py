@@ -183,6 +183,9 @@ def summarise(
     sides = {
         name: {
             "seconds": {case: spread(seconds[name][case]) for case in CASES},
+            "cpu_seconds": {
+                case: spread([r["cpu_seconds"] for r in own if r["case"] == case]) for case in CASES
+            },
             "parts": {case: parts_of([r for r in own if r["case"] == case]) for case in CASES},
             "tokens": own[0]["tokens"],
             "tokens_computed": {
@@ -204,6 +207,15 @@ def summarise(
             ratios[name] = ratio(seconds[PEER][case], seconds[own][case])
             if fastest is not None:
                 ratios[f"{name}_against_fastest"] = ratio(seconds[fastest][case], seconds[own][case])
+    cpu = {
+        name: {case: [r["cpu_seconds"] for r in own if r["case"] == case] for case in CASES}
+        for name, own in records.items()
+    }
+    cpu_ratios = {
+        f"ratio_{case}{suffix}": ratio(cpu[PEER][case], cpu[own][case])
+        for suffix, own in (("", OWN), ("_low", OWN_LOW))
+        for case in CASES
+    }
     memory = {name: side["peak_memory_gb"] for name, side in sides.items()}
     memory_ratios = {
         "memory_ratio": memory[OWN] / memory[PEER],
@@ -217,6 +229,7 @@ def summarise(
         "peer_fastest": fastest,
         "peer_seconds_by_checkpointing": dict(checkpointing_seconds),
         "ratios": ratios,
+        "cpu_ratios": cpu_ratios,
         "memory_ratios": memory_ratios,
     }
 
@@ -234,6 +247,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         [
             name,
             *(cell(side["seconds"][case]) for case in CASES),
+            *(cell(side["cpu_seconds"][case], 1) for case in CASES),
             str(side["tokens"]),
             "-" if side["peak_memory_gb"] is None else f"{side['peak_memory_gb']:.2f}",
             side["kernels"],
@@ -257,7 +271,9 @@ def as_text(report: Mapping[str, Any]) -> str:
             f"{settings['prompts']} prompts x {settings['samples']} samples, exactly {settings['new_tokens']} new "
             f"tokens, {settings['repeats']} turns; seconds a step",
             "",
-            harness.table(["side", *CASES, "sampled", "peak GB", "kernels"], speed),
+            harness.table(
+                ["side", *CASES, *(f"CPU, {case}" for case in CASES), "sampled", "peak GB", "kernels"], speed
+            ),
             "",
             harness.table(["seconds", *part_names, "tokens trained on"], parts),
             "",
@@ -265,6 +281,9 @@ def as_text(report: Mapping[str, Any]) -> str:
             + ", ".join(f"{setting} {seconds:.1f} s" for setting, seconds in tried.items())
             + f"; the peer's faster type: {report['peer_fastest'] or 'not measured'}",
             harness.ratio_table(report["ratios"], TARGETS),
+            "",
+            "The same in CPU seconds, which work beside the benchmark hardly changes:",
+            harness.ratio_table(report["cpu_ratios"], {}),
             "",
             harness.table(["memory, ours / peer", "ratio", "target"], memory),
         ]

@@ -93,7 +93,7 @@ def engine_records() -> dict[str, list[dict[str, float]]]:
         "fast fp32": (0.5, 0.5),
     }
     return {
-        name: [{"seconds": s, "tokens": 64, "peak_memory_gb": 1.0} for s in own]
+        name: [{"seconds": s, "cpu_seconds": 2 * s, "tokens": 64, "peak_memory_gb": 1.0} for s in own]
         for name, own in seconds.items()
     }
 
@@ -141,6 +141,7 @@ def step_summary(*names: str) -> dict[str, object]:
             {
                 "case": case,
                 "seconds": seconds,
+                "cpu_seconds": 2 * seconds,
                 "tokens": 2560,
                 "peak_memory_gb": STEP_MEMORY[name],
                 "parts": {"sample": 2.0, "update": 7.0} if name.startswith("graft") else {},
@@ -163,6 +164,9 @@ def test_step_ratios_by_hand() -> None:
     assert ratios["ratio_full"] == {"median": 7.0, "low": 6.0, "high": 8.0}
     assert ratios["ratio_sparse"]["median"] == 11.0
     assert ratios["ratio_full_low"]["median"] == 3.5
+    assert summary["cpu_ratios"] == {
+        name: ratios[name] for name in ("ratio_full", "ratio_sparse", "ratio_full_low", "ratio_sparse_low")
+    }
     assert summary["peer_fastest"] == step.PEER_FP32
     assert ratios["ratio_full_against_fastest"]["median"] == 4.0
     assert ratios["ratio_sparse_against_fastest"]["median"] == 6.0

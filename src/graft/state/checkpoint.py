@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Numbers of the checkpoints that are there, rising."""
-        return sorted(int(p.name.removeprefix(PREFIX)) for p in self.folder.glob(f"{PREFIX}*") if p.is_dir())
+        folders = (p.name.removeprefix(PREFIX) for p in self.folder.glob(f"{PREFIX}*") if p.is_dir())
+        return sorted(int(number) for number in folders if number.isdecimal())
 
     def save(
         self,
@@ -182,13 +184,21 @@ class Checkpoints:
             shutil.rmtree(doomed)
 
     def _score(self, step: int) -> float | None:
-        return json.loads((self.folder / f"{PREFIX}{step:06d}" / "state.json").read_text(encoding="utf-8"))[
-            "score"
-        ]
+        path = self.folder / f"{PREFIX}{step:06d}" / "state.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["score"]
+        except (OSError, ValueError, KeyError):  # damaged: said when it is loaded
+            return None
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

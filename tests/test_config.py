@@ -1,0 +1,272 @@
+"""What the settings accept, refuse, and say about it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import typing
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from graft.config import ALGORITHM_NAMES, GRPO, SFT, Checkpoints, Optimizer, RunConfig, Section, section_at
+from graft.config_file import check_config
+from graft.errors import ConfigError
+
+LEAST: dict[str, Any] = {
+    "run": "out",
+    "model": {"name": "smollm2-135m-instruct"},
+    "data": {"source": "rows.jsonl"},
+    "training": {"steps": 10},
+}
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merge(base[key], value) if nested else value
+    return result
+
+
+def at(path: str, value: Any) -> dict[str, Any]:
+    """`at("a.b", 1)` -> `{"a": {"b": 1}}`."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def check(*changes: dict[str, Any]) -> RunConfig:
+    data = LEAST
+    for change in changes:
+        data = merge(data, change)
+    return check_config(data, where="here.toml")
+
+
+def refusal(*changes: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(*changes)
+    return str(caught.value)
+
+
+def test_the_least_that_is_needed():
+    config = check()
+    assert config.algorithm == GRPO()
+    assert config.seed == 0
+    assert config.grader is None
+    assert config.warm_start is None
+
+
+ADAPTER = {"model": {"adapter": {}}}
+WARM = {"warm_start": {"worked": "key:worked", "steps": 3}}
+
+
+@pytest.mark.parametrize(
+    ("present", "path", "hint"),
+    [
+        ({}, "sed", "'seed'"),
+        ({}, "optimiser", "'optimizer'"),
+        ({}, "model.nam", "'name'"),
+        ({}, "data.held-out", "'held_out'"),
+        ({}, "sampling.temperatur", "'temperature'"),
+        ({}, "training.step", "'steps'"),
+        (ADAPTER, "model.adapter.rnk", "'rank'"),
+        (WARM, "warm_start.rows_per_steps", "'rows_per_step'"),
+        (WARM, "warm_start.optimizer.learning_rat", "'learning_rate'"),
+        ({}, "algorithm.groupsize", "'group_size'"),
+        ({}, "algorithm.clip.hihg", "'high'"),
+        ({}, "algorithm.kl.coeficient", "'coefficient'"),
+        ({"grader": {"type": "number"}}, "grader.timeout", "'timeout_s'"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(present, path, hint):
+    said = refusal(present, at(path, 1))
+    assert said.splitlines()[0].startswith(f"here.toml: {path}: unknown setting")
+    assert f"Did you mean {hint}?" in said
+
+
+def test_a_key_like_no_other_is_answered_with_those_there_are():
+    said = refusal(at("report.zzz", 1))
+    assert said == "here.toml: report.zzz: unknown setting. Known here: kl_every, tensorboard, trees."
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("grpo", "worked", "key:worked"),
+        ("grpo", "reduction", "token_mean"),
+        ("sft", "group_size", 8),
+        ("sft", "kl", {"coefficient": 0.1}),
+        ("sft", "clip", {"low": 0.1}),
+        ("grpo", "gae_lambda", 0.9),
+    ],
+)
+def test_a_key_that_means_nothing_to_the_algorithm_is_unknown_there(name, key, value):
+    own = {"name": name, **({"worked": "key:worked"} if name == "sft" else {}), key: value}
+    assert f"algorithm.{key}: unknown setting for algorithm '{name}'" in refusal({"algorithm": own})
+
+
+def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
+    assert check({"algorithm": {"group_size": 4}}).algorithm == GRPO(group_size=4)
+    sft = check({"algorithm": {"name": "sft", "worked": "key:w"}}).algorithm
+    assert sft == SFT(worked="key:w")
+    assert "no algorithm is called 'gropo'. Did you mean 'grpo'?" in refusal({"algorithm": {"name": "gropo"}})
+    assert "Known: grpo, sft" in refusal({"algorithm": {"name": "xyz"}})
+    assert ALGORITHM_NAMES == ("grpo", "sft")
+    assert "algorithm" in refusal({"algorithm": "grpo"})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 1.5, "valid integer"),
+        ("seed", "one", "valid integer"),
+        ("run", 3, "valid string"),
+        ("model.name", None, "valid string"),
+        ("model", "smollm2", "valid dictionary"),
+        ("model.precision", "fp16", "'auto', 'bf16' or 'exact'"),
+        ("model.adapter.rank", 0, "greater than or equal to 1"),
+        ("model.adapter.target_modules", "q_proj", "valid tuple"),
+        ("data.long_prompts", "keep", "'refuse' or 'drop'"),
+        ("data.held_out", -3, "greater than or equal to 0"),
+        ("training.prompts_per_step", 0, "greater than or equal to 1"),
+        ("sampling.temperature", 0, "greater than 0"),
+        ("sampling.top_p", 1.2, "less than or equal to 1"),
+        ("sampling.top_k", 0, "greater than or equal to 1"),
+        ("sampling.max_new_tokens", 0, "greater than or equal to 1"),
+        ("optimizer.learning_rate", 0, "greater than 0"),
+        ("optimizer.learning_rate", "small", "valid number"),
+        ("optimizer.schedule", "step", "'constant', 'linear' or 'cosine'"),
+        ("optimizer.betas", [0.9], "missing"),
+        ("algorithm.group_size", 1, "greater than or equal to 2"),
+        ("algorithm.clip.low", 1.0, "less than 1"),
+        ("algorithm.clip.high", -0.1, "greater than or equal to 0"),
+        ("algorithm.scale", "std", "'group_std', 'batch_std' or 'none'"),
+        ("algorithm.kl.estimator", "k1", "'k2' or 'k3'"),
+        ("checkpoints.keep_last", 0, "greater than or equal to 1"),
+        ("rollout.slots", 0, "greater than or equal to 1"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_or_size(path, value, words):
+    said = refusal(at(path, value))
+    assert said.startswith(f"here.toml: {path}")
+    assert words in said
+
+
+def test_a_refusal_shows_the_value_and_the_help_text():
+    said = refusal(at("algorithm.group_size", 1))
+    assert said == (
+        "here.toml: algorithm.group_size = 1: input should be greater than or equal to 2. "
+        "Samples for each prompt. One is not enough: the others are its baseline."
+    )
+
+
+@pytest.mark.parametrize("section", ["model", "data", "training"])
+def test_a_missing_section_is_named(section):
+    data = {key: value for key, value in LEAST.items() if key != section}
+    with pytest.raises(ConfigError, match=rf"^x: {section}: missing"):
+        check_config(data, where="x")
+
+
+def test_a_missing_key_comes_with_its_help():
+    data = {**LEAST, "model": {}}
+    with pytest.raises(ConfigError, match=r"model\.name: missing\. Embedded name"):
+        check_config(data, where="x")
+    assert "algorithm.worked: missing. Where the worked completion comes from" in refusal(
+        {"algorithm": {"name": "sft"}}
+    )
+
+
+def test_every_finding_has_its_line():
+    said = refusal(at("sampling.temperature", -1), at("sed", 3), at("model.nam", "x"))
+    assert len(said.splitlines()) == 3
+    assert all(line.startswith("here.toml: ") for line in said.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"epochs": 2}}, "give either training.steps or training.epochs"),
+        ({"data": {"source": "gym:chain_sum"}}, "data.rows: a 'gym:' source has no end"),
+        ({"data": {"held_out": 5, "held_out_source": "x.jsonl"}}, "give either data.held_out (split off)"),
+        ({"grader": {"type": "function"}}, "grader.function belongs to type = 'function'"),
+        ({"grader": {"type": "number", "function": "a:b"}}, "grader.function belongs to type = 'function'"),
+    ],
+)
+def test_settings_that_do_not_go_together(changes, words):
+    assert words in refusal(changes)
+
+
+def test_either_steps_or_epochs():
+    assert check({"training": {"steps": None, "epochs": 2}}).training.epochs == 2
+    assert "give either" in refusal({"training": {"steps": None}})
+
+
+def test_settings_cannot_be_changed_after_checking():
+    config = check()
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match="frozen"):
+        config.sampling.temperature = 2.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def sections() -> list[type[Section]]:
+    found: list[type[Section]] = []
+    waiting: list[type[Section]] = [Section]
+    while waiting:
+        below = waiting.pop().__subclasses__()
+        found += below
+        waiting += below
+    return [s for s in found if s.__module__ == "graft.config"]
+
+
+def holds_a_section(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(holds_a_section(part) for part in typing.get_args(annotation))
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda s: s.__name__)
+def test_every_section_and_field_says_what_it_is(section):
+    """The docstrings are the help texts and the reference page; a section's own is its class's."""
+    assert section.__doc__
+    assert section.model_config.get("extra") == "forbid"
+    for name, field in section.model_fields.items():
+        is_tag = name == "name" and section in (GRPO, SFT)
+        if not is_tag and not holds_a_section(field.annotation):
+            assert field.description, f"{section.__name__}.{name}"
+            assert field.description.rstrip().endswith("."), f"{section.__name__}.{name}"
+
+
+def test_sections_were_found():
+    assert {RunConfig, GRPO, SFT, Optimizer, Checkpoints} <= set(sections())
+    assert len(sections()) >= 18
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "expected"),
+    [
+        ((), {}, "RunConfig"),
+        (("algorithm",), {}, "GRPO"),
+        (("algorithm",), {"algorithm": {"name": "sft"}}, "SFT"),
+        (("algorithm", "clip"), {}, "Clip"),
+        (("model", "adapter"), {}, "Adapter"),
+        (("warm_start", "optimizer"), {}, "Optimizer"),
+        (("nowhere",), {}, None),
+        (("seed",), {}, None),
+        (("data", "options"), {}, None),
+    ],
+)
+def test_the_section_at_a_path(path, data, expected):
+    found = section_at(path, data)
+    assert (found.__name__ if found else None) == expected
+
+
+def test_settings_are_read_without_torch():
+    """`graft --help` and the viewers shall be quick."""
+    modules = "graft.config, graft.config_file, graft.types, graft.tree, graft.errors, graft.data.rows"
+    code = f"import sys, graft, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
