@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from graft.config_file import check_config
@@ -21,7 +23,7 @@ from graft.estimate import (
     update_seconds,
 )
 from graft.phases import phases_of
-from graft.workload import plan_work, trained_share
+from graft.workload import largest_microbatch, plan_work, trained_share
 
 SPEEDS = Speeds(
     start=5.0,
@@ -30,7 +32,7 @@ SPEEDS = Speeds(
     decode_row=0.01,
     hand_over=0.5,
     grade=0.002,
-    train_token=0.01,
+    train_token={"warm start": 0.02, "training": 0.01},
     score_token=0.003,
     optimizer=1.0,
     write_byte=1e-9,
@@ -53,7 +55,10 @@ FACTS = Facts(
 
 MEMORY = Memory(
     sampling_peak=2_000,
-    update_peak=5_000,
+    update_peak=5_600,
+    tried_tokens=100,
+    microbatch_tokens=100,
+    gradients=600,
     optimizer=1_600,
     anchor=800,
     cached_token=2,
@@ -115,8 +120,14 @@ def test_share_with_signal(seen, with_signal, share):
 
 
 def test_memory_is_the_larger_of_update_and_sampling():
-    assert MEMORY.peak(300) == 5_000  # sampling: 2000 + 1600 + 800
-    assert MEMORY.peak(1_300) == 5_400  # and 1000 more than was tried
+    assert MEMORY.peak(300) == 5_600  # sampling: 2000 + 1600 + 800
+    assert MEMORY.peak(1_900) == 6_000  # and 1600 more than was tried
+
+
+def test_a_larger_microbatch_needs_more_for_its_activations():
+    # 5600 - 2000 - 1600 - 800 - 600 = 600 for 100 tokens
+    assert replace(MEMORY, microbatch_tokens=150).peak(300) == 5_900
+    assert replace(MEMORY, microbatch_tokens=50).peak(300) == 5_600  # what was measured is needed anyway
 
 
 def test_the_whole_estimate():
@@ -144,7 +155,7 @@ def test_the_whole_estimate():
             "start": 5.0,
             # weights, 1000 prompt tokens, 3 rounds of 10 steps, 200 row steps, 20 grades
             "measuring before": 0.5 + 1.0 + 3.0 + 2.0 + 0.04,
-            "warm start: update": 3 * (120 * 0.01 + 1.0),
+            "warm start: update": 3 * (120 * 0.02 + 1.0),
             # weights, 200 prompt tokens, 9 steps, 72 row steps, 8 grades
             "training: sampling": 10 * (0.5 + 0.2 + 0.9 + 0.72 + 0.016),
             "training: update": 10 * (140 * 0.01 + 1.0),
@@ -227,6 +238,12 @@ def test_a_warm_start_changes_the_lengths_that_follow():
 def test_scorings(settings, scorings):
     _, work = plan(**settings)
     assert work.phases[-1].scorings == pytest.approx(scorings)
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(400, 400), (5_000, 580)])
+def test_largest_microbatch(budget, tokens):
+    _, work = plan()
+    assert largest_microbatch(work, budget) == tokens  # a step: a quarter of 8 x 50 + 64 x 30
 
 
 def test_share_of_groups_that_train():

@@ -37,12 +37,17 @@ def send(number: int) -> None:
 )
 def test_the_first_signal_waits_until_it_is_asked_for(handlers, number, name, code):
     done = []
-    with pytest.raises(Interrupted, match=name) as caught, Interrupt() as interrupt:
-        interrupt.check()
-        send(number)
-        done.append("the step goes on")
-        interrupt.check()
-        done.append("never")
+
+    def run() -> None:
+        with Interrupt() as interrupt:
+            interrupt.check()
+            send(number)
+            done.append("the step goes on")
+            interrupt.check()
+            done.append("never")
+
+    with pytest.raises(Interrupted, match=name) as caught:
+        run()
     assert done == ["the step goes on"]
     assert caught.value.exit_code == code
     assert handlers == {}

@@ -37,8 +37,8 @@ class Speeds:
     grade: float
     """Judging one completion."""
 
-    train_token: float
-    """Forward and backward of one token."""
+    train_token: Mapping[str, float]
+    """Forward and backward of one token, by phase."""
 
     score_token: float
     """Forward of one token without gradient."""
@@ -131,7 +131,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. Peaks were measured, the others follow from the model."""
+    """Bytes, unless the name says tokens. Peaks were measured, the others follow from model and settings."""
 
     sampling_peak: int
     """While a small group was sampled, before there was an optimiser."""
@@ -139,8 +139,16 @@ class Memory:
     update_peak: int
     """While a micro-batch trained, optimiser and anchor included."""
 
+    tried_tokens: int
+    """Of that micro-batch."""
+
+    microbatch_tokens: int
+    """Of the run's largest one."""
+
+    gradients: int
+
     optimizer: int
-    """Moments of the optimiser."""
+    """Its moments."""
 
     anchor: int
     """Copy of the weights that KL is measured from; 0 without."""
@@ -157,11 +165,16 @@ class Memory:
     def peak(self, largest_call: float) -> float:
         """The most that the run holds at once.
 
+        What a micro-batch needs besides weights, gradients and optimiser grows with its tokens.
+
         Args:
             largest_call: bytes that the engine holds, weights aside, in the largest call.
         """
-        sampling = self.sampling_peak + self.optimizer + self.anchor + max(0.0, largest_call - self.sampled)
-        return max(self.update_peak, sampling)
+        kept = self.sampling_peak + self.optimizer + self.anchor
+        activations = max(0, self.update_peak - kept - self.gradients)
+        larger = max(1.0, self.microbatch_tokens / self.tried_tokens)
+        update = max(self.update_peak, kept + self.gradients + activations * larger)
+        return max(update, kept + max(0.0, largest_call - self.sampled))
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +340,7 @@ def evaluation_seconds(call: Sampling, speeds: Speeds, *, slots: int) -> float:
 
 def update_seconds(phase: PhaseWork, speeds: Speeds) -> float:
     """Every update on the batch, and the scorings before it."""
-    once = phase.update_tokens * speeds.train_token + speeds.optimizer
+    once = phase.update_tokens * speeds.train_token[phase.name] + speeds.optimizer
     return phase.updates * once + phase.scorings * phase.update_tokens * speeds.score_token
 
 

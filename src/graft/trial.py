@@ -1,6 +1,6 @@
 """Measuring a little of a run on this machine, so that `estimate.py` can say what all of it would take.
 
-A group of completions as wide as the run's is sampled and graded, and two micro-batches go through forward,
+A group of completions as wide as the run's is sampled and graded, and a few micro-batches go through forward,
 backward and the optimiser at learning rate 0. Nothing is written but a scratch file that times the disk.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,10 +35,15 @@ from graft.tree import Tree
 from graft.types import Credit, Prompt, Purpose, StopReason
 from graft.update.packing import MicroBatch, pack
 from graft.update.step import optimise, score_batches
-from graft.workload import has_anchor, plan_work, scorings, trained_share
+from graft.workload import PHASE_NAMES, has_anchor, largest_microbatch, plan_work, scorings, trained_share
 
 SAMPLING_SECONDS = 12.0
 """About the longest time for sampling the group; completions are cut off when they would take longer."""
+
+UPDATE_SECONDS = 10.0
+"""No further optimiser step begins after so long; of those made in each phase the median counts."""
+
+MAX_UPDATES = 5
 
 SHORT_TOKENS = 8
 """Tokens of each completion in the two short samplings that time a decoding step."""
@@ -72,7 +77,7 @@ def estimate_run(config: RunConfig) -> Estimate:
     with memory_errors(
         "the update", "training.microbatch_tokens, or set model.gradient_checkpointing = true"
     ):
-        updated = _try_update(parts, phases[-1], sampled.trees)
+        updated = _try_update(parts, phases, sampled.trees)
     share = trained_share(phases, groups=sampled.groups, with_signal=sampled.groups_with_signal)
     work = plan_work(
         config,
@@ -101,6 +106,8 @@ def estimate_run(config: RunConfig) -> Estimate:
         _model_memory(parts),
         sampling_peak=sampling_peak,
         update_peak=_peak_bytes(parts),
+        tried_tokens=updated.tokens,
+        microbatch_tokens=largest_microbatch(work, config.training.microbatch_tokens),
         anchor=updated.anchor,
     )
     if sampled.call is not None:
@@ -226,37 +233,57 @@ def _step_seconds(marks: Marks) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Updated:
-    """What two optimiser steps showed; seconds."""
+    """What a few optimiser steps showed; seconds."""
 
-    train_token: float
+    train_token: Mapping[str, float]
+    """By phase: its share of trained tokens decides how much the LM head has to do."""
+
     score_token: float
     optimizer: float
     anchor: int
     """Bytes of the anchor; 0 without."""
 
+    tokens: int
+    """Of the largest micro-batch."""
 
-def _try_update(parts: Parts, phase: Phase, sampled: Sequence[Tree]) -> _Updated:
-    """Two optimiser steps at learning rate 0 on a micro-batch each. The first makes room, the second is timed."""
-    trees = sampled
-    if isinstance(phase.settings, SFT):
-        trees = _worked(parts, phase.settings.worked, parts.train[: phase.rows_per_step])
-    batches = _batches(parts, trees)
+
+def _try_update(parts: Parts, phases: Sequence[Phase], sampled: Sequence[Tree]) -> _Updated:
+    """Optimiser steps at learning rate 0 on a micro-batch each, of every phase."""
+    batches = [_batches(parts, _trees_of(parts, phase, sampled)) for phase in phases]
     anchor, anchor_bytes = None, 0
-    if has_anchor(parts.config, phase):
+    if has_anchor(parts.config, phases[-1]):
         weights = {name: tensor.detach().clone() for name, tensor in plain_state(parts.policy).items()}
         anchor = build_forward(frozen_copy(parts.policy, weights), parts.forward.precision)
         anchor_bytes = _bytes_of(parts.policy.plain.parameters())
     optimizer = torch.optim.AdamW(trainable(parts.policy).values(), lr=0.0, fused=True)
-    _optimise(parts, phase, optimizer, batches[0])
-    batch = batches[min(1, len(batches) - 1)]
-    forward_backward, rest = _optimise(parts, phase, optimizer, batch)
+    _optimise(parts, phases[0], optimizer, batches[0][0])  # makes room for gradients and moments
+    tokens: dict[str, float] = {}
+    rests: list[float] = []
+    for phase, own in zip(phases, batches, strict=True):
+        timed: list[float] = []
+        began = time.perf_counter()
+        while not timed or (
+            len(timed) < MAX_UPDATES and time.perf_counter() - began < UPDATE_SECONDS / len(phases)
+        ):
+            batch = own[len(timed) % len(own)]
+            forward_backward, rest = _optimise(parts, phase, optimizer, batch)
+            timed.append(forward_backward / len(batch.tokens))
+            rests.append(rest)
+        tokens[PHASE_NAMES[phase.stage]] = median(timed)
     scoring = 0.0
-    if scorings(parts.config, phase):
+    if scorings(parts.config, phases[-1]):
+        batch = batches[-1][0]
         began = time.perf_counter()
         score_batches(anchor or parts.forward, [batch], temperature=parts.config.sampling.temperature)
-        scoring = time.perf_counter() - began
-    tokens = len(batch.tokens)
-    return _Updated(forward_backward / tokens, scoring / tokens, rest, anchor_bytes)
+        scoring = (time.perf_counter() - began) / len(batch.tokens)
+    largest = max(len(batch.tokens) for own in batches for batch in own)
+    return _Updated(tokens, scoring, median(rests), anchor_bytes, largest)
+
+
+def _trees_of(parts: Parts, phase: Phase, sampled: Sequence[Tree]) -> Sequence[Tree]:
+    if isinstance(phase.settings, SFT):
+        return _worked(parts, phase.settings.worked, parts.train[: phase.rows_per_step])
+    return sampled
 
 
 def _optimise(
@@ -330,6 +357,9 @@ def _model_memory(parts: Parts) -> Memory:
     return Memory(
         sampling_peak=0,
         update_peak=0,
+        tried_tokens=1,
+        microbatch_tokens=0,
+        gradients=_bytes_of(trainable(parts.policy).values()),
         optimizer=2 * _bytes_of(trainable(parts.policy).values()),
         anchor=0,
         cached_token=2 * config.num_hidden_layers * heads * width * element,

@@ -98,6 +98,11 @@ def scorings(config: RunConfig, phase: Phase) -> float:
     return (1.0 if penalised else reported) + (1.0 if needs_old else reported)
 
 
+def largest_microbatch(work: Workload, budget: int) -> int:
+    """Tokens of the largest micro-batch: the budget, or a whole step where that has fewer."""
+    return min(budget, max(round(phase.update_tokens) for phase in work.phases))
+
+
 def trained_share(phases: Sequence[Phase], *, groups: int, with_signal: int) -> float:
     """Share of the groups that the update will see. What was sampled tells nothing once a warm start has changed
     the model; KL and entropy in the loss need every group."""
