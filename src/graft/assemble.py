@@ -17,13 +17,13 @@ from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
 from graft.data.rows import Row, read_rows
 from graft.data.split import refuse_overlap, split_rows
-from graft.errors import ConfigError, DataError
+from graft.errors import ConfigError, DataError, ModelError
 from graft.grading.function import FunctionGrader
 from graft.grading.number import NumberGrader
 from graft.kernels import load_kernels
 from graft.kernels.linear import accelerate_linears, training_kernels
 from graft.memory import keep_freed_memory
-from graft.model import AdapterSettings, Policy, load_model
+from graft.model import AdapterSettings, Policy, load_model, sliding_window
 from graft.platform import read_cpu
 from graft.rollout import llama_decoder
 from graft.rollout.decoder import Decoder
@@ -82,6 +82,7 @@ def assemble(
     limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "long_prompts": config.data.long_prompts}
     train = prompts_from_rows(train_rows, encoder, **limits)
     held_out = prompts_from_rows(held_out_rows, encoder, **limits) if held_out_rows else []
+    refuse_short_window(config, policy)
     check_packed_forward(PolicyForward(policy.plain, Precision("exact", device)))
     precision = choose_precision(config.model.precision, device)
     forward = build_forward(policy.plain, precision)
@@ -108,6 +109,22 @@ def assemble(
         fingerprint=fingerprint(device, precision, engine),
         notes=notes,
     )
+
+
+def refuse_short_window(config: RunConfig, policy: Policy) -> None:
+    """Refuse a model whose layers see less than the longest path: packed rows and the engine show them everything.
+
+    Raises:
+        ModelError: names the window and the settings to lower.
+    """
+    window = sliding_window(policy.plain.config)
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    if window is not None and window < longest:
+        raise ModelError(
+            f"{config.model.name}: its layers see {window} tokens back, but a path may have {longest} "
+            f"(data.max_prompt_tokens = {config.data.max_prompt_tokens}, sampling.max_new_tokens = "
+            f"{config.sampling.max_new_tokens}). Lower these, or use a model with full attention."
+        )
 
 
 def read_and_split(
