@@ -21,7 +21,8 @@ from graft.errors import ConfigError, DataError, ModelError
 from graft.grading.function import FunctionGrader
 from graft.grading.number import NumberGrader
 from graft.kernels import load_kernels
-from graft.kernels.linear import accelerate_linears, training_kernels
+from graft.kernels.accelerate import accelerate
+from graft.kernels.products import training_kernels
 from graft.memory import keep_freed_memory
 from graft.model import AdapterSettings, Policy, load_model, sliding_window
 from graft.platform import read_cpu
@@ -252,9 +253,9 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def build_forward(model: PreTrainedModel, precision: Precision) -> PolicyForward:
-    """A model on packed rows, its linear layers multiplied by the native kernels where these are faster."""
+    """A model on packed rows, its layers computed by the native kernels where these are faster."""
     if precision.native:
-        accelerate_linears(model)
+        accelerate(model)
     return PolicyForward(model, precision)
 
 

@@ -1,22 +1,17 @@
-"""bf16 products for training: what they round, their gradients, their caches, and accelerating a model."""
+"""bf16 products for training: what they round, their gradients, what is remembered."""
 
 from __future__ import annotations
 
-import copy
-import gc
-
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from graft.kernels import linear
-from graft.kernels.linear import (
-    accelerate_linears,
-    bf16_linear,
+from graft.kernels.linear import bf16_linear
+from graft.kernels.products import (
     matmul_nn,
     matmul_nt,
     matmul_tn,
-    packed_pair,
+    pack_nt,
+    sum_of_matmul_nn,
     training_kernels,
 )
 
@@ -146,43 +141,30 @@ def test_the_same_to_the_bit_in_every_run_and_for_any_number_of_threads():
         assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_packed_weights_follow_the_weight():
+def test_products_follow_a_changed_weight():
     weight = torch.nn.Parameter(torch.randn(20, 30))
     x = torch.randn(7, 30)
-    pair = packed_pair(weight)
-    assert packed_pair(weight) is pair
-    first = pair.for_nt(weight)
-    assert pair.for_nt(weight) is first
     before = bf16_linear(x, weight).detach()
-    for fused, foreach in ((True, False), (False, True), (False, False)):
-        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused, foreach=foreach)
-        bf16_linear(x, weight).square().sum().backward()
-        optimizer.step()
-        after = bf16_linear(x, weight).detach()
-        assert not after.equal(before)
-        assert_product(after, bf16(x), bf16(weight).T)
-        before = after
-    with torch.no_grad():
-        weight.mul_(2)
-    assert_product(matmul_nn(torch.eye(20), weight), bf16(torch.eye(20)), bf16(weight))
-    bf16_linear(x, weight)
-    weight.data = torch.randn(20, 30)  # another address, the same version
-    assert_product(bf16_linear(x, weight).detach(), bf16(x), bf16(weight).T)
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    bf16_linear(x, weight).square().sum().backward()
+    optimizer.step()  # does not tell the weight's version counter
+    after = bf16_linear(x, weight).detach()
+    assert not after.equal(before)
+    assert_product(after, bf16(x), bf16(weight).T)
 
 
-def test_packed_weights_die_with_the_weight_or_on_request():
-    gc.collect()
-    before = len(linear._pairs)
-    weight = torch.randn(20, 30)
-    packed_pair(weight)
-    assert len(linear._pairs) == before + 1
-    del weight
-    gc.collect()
-    assert len(linear._pairs) == before
-    kept = torch.randn(20, 30)
-    pair = packed_pair(kept)
-    linear.forget_packed_weights()
-    assert packed_pair(kept) is not pair
+def test_a_kept_pack_stays_and_another_does_not():
+    first, second, x = torch.randn(70, 40), torch.randn(70, 40), torch.randn(5, 40)
+    kept, passing = pack_nt(first, keep=True), pack_nt(first)
+    pack_nt(second)
+    assert_product(matmul_nt(x, kept), bf16(x), bf16(first).T)
+    assert_product(matmul_nt(x, passing), bf16(x), bf16(second).T)
+
+
+def test_a_sum_of_products():
+    pairs = [(torch.randn(9, k), torch.randn(k, 33)) for k in (40, 7, 64)]
+    a, b = (torch.cat([pair[i] for pair in pairs], dim=1 - i) for i in (0, 1))
+    assert_product(sum_of_matmul_nn(pairs), bf16(a), bf16(b))
 
 
 def test_a_remembered_input_is_rounded_again_after_a_change():
@@ -195,83 +177,3 @@ def test_a_remembered_input_is_rounded_again_after_a_change():
         bf16_linear(y, weight)
         y.mul_(3)
         assert_product(bf16_linear(y, weight), bf16(y), bf16(weight).T)
-
-
-@pytest.fixture
-def model() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=100,
-        attention_bias=True,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
-
-
-def loss_and_gradients(model: LlamaForCausalLM) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    tokens = torch.arange(40).view(2, 20) % 100
-    model.zero_grad()
-    loss = model(tokens, labels=tokens).loss
-    loss.backward()
-    return loss.detach(), [
-        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
-    ]
-
-
-def test_a_model_trains_the_same_up_to_rounding_and_can_go_back(model):
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    classes = [type(module) for module in model.modules()]
-    exact_loss, exact = loss_and_gradients(model)
-    accelerated = accelerate_linears(model)
-    assert not isinstance(accelerated, str)
-    with accelerated:
-        assert len(accelerated.modules) == 2 * 7 + 1
-        assert [type(module) for module in model.modules()] == classes
-        assert list(model.state_dict()) == list(state)
-        loss, rounded = loss_and_gradients(model)
-        repeated_loss, repeated = loss_and_gradients(model)
-    assert loss.equal(repeated_loss)
-    assert all(a.equal(b) for a, b in zip(rounded, repeated, strict=True))
-    assert 0 < abs(loss - exact_loss) < 1e-2
-    errors = [
-        ((a - b).norm() / b.norm()).item() for a, b in zip(rounded, exact, strict=True) if b.norm() > 1e-4
-    ]
-    assert max(errors) < 0.05
-    assert min(errors) > 1e-5
-    after_loss, after = loss_and_gradients(model)
-    assert after_loss.equal(exact_loss)
-    assert all(a.equal(b) for a, b in zip(after, exact, strict=True))
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_exclude_autocast_and_copies(model):
-    accelerated = accelerate_linears(model, exclude={"lm_head"})
-    assert not isinstance(accelerated, str)
-    with accelerated:
-        assert model.lm_head not in accelerated.modules
-        layer = model.model.layers[0].mlp.up_proj
-        x = torch.randn(3, 48)
-        assert layer(x).dtype == torch.float32
-        with torch.autocast("cpu", torch.bfloat16):
-            assert layer(x).dtype == torch.bfloat16
-        twin = copy.deepcopy(model)
-        with torch.no_grad():
-            twin.model.layers[0].mlp.up_proj.weight.zero_()
-        assert twin.model.layers[0].mlp.up_proj(x).eq(0).all()
-        assert not layer(x).eq(0).all()
-
-
-def test_without_amx_it_says_so(model, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GRAFT_KERNELS", "off")
-    training_kernels.cache_clear()
-    try:
-        assert accelerate_linears(model) == "switched off by GRAFT_KERNELS"
-        with pytest.raises(RuntimeError, match="no bf16 products: switched off"):
-            matmul_nt(torch.ones(1, 1), torch.ones(1, 1))
-    finally:
-        training_kernels.cache_clear()
-    assert not any("forward" in vars(module) for module in model.modules())

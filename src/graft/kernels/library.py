@@ -117,6 +117,14 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "graft_advise_huge_pages": (None, [c_void_p, c_int64]),
     "graft_rms_norm": (None, [c_void_p, c_int64, c_int64, c_float, c_void_p, c_int64, c_int32, c_int32]),
     "graft_attention": (None, [c_void_p, c_int32]),
+    "graft_norm": (None, [*[c_void_p] * 2, *[c_int64] * 2, c_float, *[c_void_p] * 2, c_int32]),
+    "graft_norm_gradient": (None, [*[c_void_p] * 4, *[c_int64] * 2, *[c_void_p] * 2, c_int32]),
+    "graft_gate": (None, [*[c_void_p] * 2, *[c_int64] * 3, c_void_p, c_int32]),
+    "graft_gate_gradient": (None, [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 3, c_int32]),
+    "graft_tree_attention": (None, [c_void_p, c_int32]),
+    "graft_tree_attention_gradient": (None, [c_void_p, c_int32]),
+    "graft_rotate": (None, [*[c_void_p] * 3, *[c_int64] * 3, c_void_p, c_int32]),
+    "graft_rotate_back": (None, [*[c_void_p] * 3, *[c_int64] * 3, c_int32]),
     "graft_sample": (
         None,
         [c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int32],
@@ -169,6 +177,11 @@ class Kernels:
         self._gemm = self._functions["graft_gemm"]
         usable = self._functions["graft_engines"]()
         self.engines = frozenset(engine for engine in Engine if usable >> engine & 1)
+
+    def run(self, name: str, *arguments: torch.Tensor | int | float) -> None:
+        """Call a kernel with tensors' addresses, numbers, and torch's number of threads."""
+        values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+        self._functions[name](*values, torch.get_num_threads())
 
     def engine_for(self, dtype: torch.dtype) -> Engine | None:
         """The fastest engine for factors of this type; None if the CPU has none."""

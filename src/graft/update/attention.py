@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from graft.kernels.tree_attention import SpanTable
 from graft.update.packing import Span
 
 NAME = "graft_tree"
@@ -34,6 +35,7 @@ class TreeLayout:
 
     spans: tuple[Span, ...]
     buckets: tuple[tuple[Span, ...], ...]
+    table: SpanTable
 
     @classmethod
     def of(cls, spans: Sequence[Span]) -> TreeLayout:
@@ -45,7 +47,7 @@ class TreeLayout:
                 buckets[-1].append(span)
             else:
                 buckets.append([span])
-        return cls(tuple(spans), tuple(tuple(b) for b in buckets))
+        return cls(tuple(spans), tuple(tuple(b) for b in buckets), SpanTable.of(spans))
 
 
 def register() -> None:

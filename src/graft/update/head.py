@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from graft.kernels import linear
+from graft.kernels import products
 
 CHUNK = 256
 """Rows whose logits are in memory at once."""
@@ -67,15 +67,15 @@ class NativeProducts:
 
     def scores(self, states: Tensor, weight: Tensor) -> Tensor:
         """See `Products.scores`."""
-        return linear.matmul_nt(states, weight)
+        return products.matmul_nt(states, weight)
 
     def states(self, d_scores: Tensor, weight: Tensor) -> Tensor:
         """See `Products.states`."""
-        return linear.matmul_nn(d_scores, weight)
+        return products.matmul_nn(d_scores, weight)
 
     def add_weight(self, d_scores: Tensor, states: Tensor, total: Tensor) -> None:
         """See `Products.add_weight`."""
-        linear.matmul_tn(d_scores, states, add_to=total)
+        products.matmul_tn(d_scores, states, add_to=total)
 
 
 def score_tokens(

@@ -1,0 +1,121 @@
+// What stands between the matrix products of a training step: RMS norm, gated activation, and their gradients.
+//
+// Sums over rows are taken in pieces of fixed size, so that no result depends on the number of threads.
+
+#include <omp.h>
+
+#include <cmath>
+#include <vector>
+
+#include "gemm.h"
+#include "vector.h"
+
+namespace graft {
+namespace {
+
+constexpr int64_t PIECE_ROWS = 64;
+
+// 1 / (1 + e^-x)
+inline __m512 sigmoid(__m512 x) {
+  const __m512 small = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+  const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(x));
+  const __m512 top = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), negative, small);
+  return _mm512_div_ps(top, _mm512_add_ps(_mm512_set1_ps(1.0f), small));
+}
+
+void norm_row(const float* x, const float* weight, int64_t width, float epsilon, float* out, float* scale) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < width; i += TILE) {
+    const __m512 value = load16(x + i, first_lanes(width - i));
+    squares = _mm512_fmadd_ps(value, value, squares);
+  }
+  *scale = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / float(width) + epsilon);
+  for (int64_t i = 0; i < width; i += TILE) {
+    const __mmask16 lanes = first_lanes(width - i);
+    const __m512 normal = _mm512_mul_ps(load16(x + i, lanes), _mm512_set1_ps(*scale));
+    store16(out + i, _mm512_mul_ps(normal, load16(weight + i, lanes)), lanes);
+  }
+}
+
+// With n = x scale and g = d_out weight: d_x = scale (g - n mean(g n)), d_weight += d_out n.
+void norm_gradient_row(const float* d_out, const float* x, const float* weight, float scale, int64_t width,
+                       float* d_x, float* d_weight) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  __m512 dot = _mm512_setzero_ps();
+  for (int64_t i = 0; i < width; i += TILE) {
+    const __mmask16 lanes = first_lanes(width - i);
+    const __m512 gradient = load16(d_out + i, lanes), normal = _mm512_mul_ps(load16(x + i, lanes), factor);
+    dot = _mm512_fmadd_ps(_mm512_mul_ps(gradient, load16(weight + i, lanes)), normal, dot);
+    store16(d_weight + i, _mm512_fmadd_ps(gradient, normal, load16(d_weight + i, lanes)), lanes);
+  }
+  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / float(width));
+  for (int64_t i = 0; i < width; i += TILE) {
+    const __mmask16 lanes = first_lanes(width - i);
+    const __m512 gradient = _mm512_mul_ps(load16(d_out + i, lanes), load16(weight + i, lanes));
+    const __m512 normal = _mm512_mul_ps(load16(x + i, lanes), factor);
+    store16(d_x + i, _mm512_mul_ps(factor, _mm512_fnmadd_ps(normal, mean, gradient)), lanes);
+  }
+}
+
+}  // namespace
+}  // namespace graft
+
+using namespace graft;
+
+extern "C" {
+
+// out [rows, width] = x scale weight with scale [rows] = 1 / sqrt(mean of squares + epsilon).
+void graft_norm(const float* x, const float* weight, int64_t rows, int64_t width, float epsilon, float* out,
+                float* scales, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; ++row)
+    norm_row(x + row * width, weight, width, epsilon, out + row * width, scales + row);
+}
+
+void graft_norm_gradient(const float* d_out, const float* x, const float* weight, const float* scales,
+                         int64_t rows, int64_t width, float* d_x, float* d_weight, int32_t threads) {
+  const int64_t pieces = (rows + PIECE_ROWS - 1) / PIECE_ROWS;
+  std::vector<float> sums(pieces * width, 0.0f);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t piece = 0; piece < pieces; ++piece)
+    for (int64_t row = piece * PIECE_ROWS; row < rows && row < (piece + 1) * PIECE_ROWS; ++row)
+      norm_gradient_row(d_out + row * width, x + row * width, weight, scales[row], width, d_x + row * width,
+                        sums.data() + piece * width);
+  for (int64_t i = 0; i < width; ++i) {
+    float total = 0;
+    for (int64_t piece = 0; piece < pieces; ++piece) total += sums[piece * width + i];
+    d_weight[i] = total;
+  }
+}
+
+// hidden = silu(gate) up; all bf16 [rows, width], rows `stride` apart.
+void graft_gate(const bf16* gate, const bf16* up, int64_t rows, int64_t width, int64_t stride, bf16* hidden,
+                int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = row * stride; i < row * stride + width; i += TILE) {
+      const __mmask16 lanes = first_lanes(row * stride + width - i);
+      const __m512 product = _mm512_mul_ps(silu(load16(gate + i, lanes)), load16(up + i, lanes));
+      store16(hidden + i, product, lanes);
+    }
+}
+
+// From d_hidden fp32 [rows, width] with neighbouring rows: d_gate, d_up, and hidden once more.
+//   d_up = d_hidden silu(gate),  d_gate = d_hidden up s (1 + gate (1 - s)),  s = sigmoid(gate)
+void graft_gate_gradient(const float* d_hidden, const bf16* gate, const bf16* up, int64_t rows, int64_t width,
+                         int64_t stride, bf16* d_gate, bf16* d_up, bf16* hidden, int32_t threads) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < width; i += TILE) {
+      const __mmask16 lanes = first_lanes(width - i);
+      const int64_t at = row * stride + i;
+      const __m512 g = load16(gate + at, lanes), u = load16(up + at, lanes);
+      const __m512 d = load16(d_hidden + row * width + i, lanes), s = sigmoid(g), activated = _mm512_mul_ps(g, s);
+      const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
+      store16(hidden + at, _mm512_mul_ps(activated, u), lanes);
+      store16(d_up + at, _mm512_mul_ps(d, activated), lanes);
+      store16(d_gate + at, _mm512_mul_ps(_mm512_mul_ps(d, u), slope), lanes);
+    }
+}
+}
