@@ -220,3 +220,21 @@ def test_evaluate_refusals(model):
         path.rename(path.with_name("gone"))
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         graft.evaluate(run, ROWS, by_length)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.05}], ids=str)
+def test_training_under_truncated_sampling(model, filters):
+    """The engine agrees with the trainer; with an anchor and two updates a batch, all forward passes know the sets."""
+    run = graft.train(
+        model,
+        ROWS,
+        lambda completion, item: sum(map(ord, completion)) % 7,
+        **{**SMALL, "sampling": {"max_new_tokens": 6, **filters}},
+        algorithm={"group_size": 4, "updates_per_batch": 2, "kl": {"coefficient": 0.1}},
+        model__precision="exact",
+    )
+    records = [r for r in RunFolder.open(run.path).read_metrics() if r["stage"] == "train"]
+    trees = list(RunFolder.open(run.path).read_trees())
+    assert all("kept" in node for tree in trees for node in tree["nodes"][1:])
+    assert [record["groups_with_signal"] > 0 for record in records] == [True, True]
+    assert all(record["engine_gap_max"] < 1e-3 for record in records)

@@ -196,13 +196,14 @@ class Sampling(Section):
     """Logits are divided by it, in sampling and in every log-probability of training."""
 
     top_k: int | None = Field(default=None, ge=1)
-    """Keep the k most likely tokens. Training then uses the same kept set."""
+    """Keep the k most likely tokens. With this, `top_p` or `min_p`, training renormalises over the tokens that were
+    kept when each token was drawn, so that the ratio compares like with like."""
 
     top_p: float | None = Field(default=None, gt=0, le=1)
-    """Keep the smallest set of tokens with at least this probability."""
+    """Keep the smallest set of tokens with at least this probability, of what `top_k` kept."""
 
     min_p: float | None = Field(default=None, ge=0, le=1)
-    """Keep tokens with at least this share of the most likely token's probability."""
+    """Keep tokens with at least this share of the most likely token's probability, of what `top_p` kept."""
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest completion; one that reaches it is truncated."""
@@ -312,7 +313,8 @@ class Report(Section):
     """Also write TensorBoard event files into the run folder (extra `track`)."""
 
     trees: Literal["all", "none"] = "all"
-    """Whether `trees.jsonl` gets every tree of training."""
+    """Whether `trees.jsonl` gets every tree of training. With `sampling.top_k`, `top_p` or `min_p` it also holds the
+    tokens that were kept at each place."""
 
     kl_every: int | None = Field(default=None, ge=1)
     """Steps between measurements of KL to the initial model; keeps a copy of its weights in memory."""

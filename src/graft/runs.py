@@ -17,7 +17,7 @@ from graft.config import RunConfig
 from graft.config_file import check_config, dump_config
 from graft.errors import ConfigError, GraftError
 from graft.interrupt import Interrupt, Interrupted
-from graft.loop import Loop, sampling_settings
+from graft.loop import Loop
 from graft.model import export
 from graft.report.html import write_report
 from graft.report.metrics import Moment, Stage
@@ -63,7 +63,6 @@ def start_run(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     check_grader(config, reward)
-    check_sampling(config)
     parts = assemble(config, rows=rows, reward=reward)
     folder = RunFolder.create(config.run, dump_config(config))
     return _go(parts, folder, terminal or Terminal())
@@ -92,7 +91,6 @@ def resume_run(
         {**folder.read_settings(), "run": str(path)}, where=str(folder.path / "config.toml")
     )
     check_grader(config, reward)
-    check_sampling(config)
     parts = assemble(config, rows=rows, reward=reward)
     return _go(parts, folder, terminal or Terminal())
 
@@ -103,15 +101,6 @@ def check_grader(config: RunConfig, reward: Reward | None) -> None:
         raise ConfigError(
             f"algorithm '{config.algorithm.name}' needs a [grader] section, e.g. type = 'number', key = 'answer' "
             "(or, from Python, reward=function)"
-        )
-
-
-def check_sampling(config: RunConfig) -> None:
-    """Refuse to train on truncated sampling. Raises ConfigError."""
-    if config.algorithm.name != "sft" and sampling_settings(config.sampling).truncated:
-        raise ConfigError(
-            "sampling.top_k, top_p and min_p cannot be used in training yet: the ratio needs the set of tokens that "
-            "were kept at each position, which is not recorded. Leave them out; `graft eval` takes them."
         )
 
 

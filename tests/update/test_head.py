@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+from graft.kept import KeptTokens, entry_of
 from graft.update import head
 from graft.update.head import TorchProducts, score_tokens
+from graft.update.kept_rows import KeptRows
 
 
-def plain(hidden, weight, targets, temperature):
+def plain(hidden, weight, targets, temperature, mask=None):
+    """Over the kept tokens alone: each row's own logits, picked out."""
     z = hidden @ weight.T / temperature
-    log_p = z.log_softmax(-1)
-    return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+    mask = torch.ones_like(z, dtype=torch.bool) if mask is None else mask
+    rows = [own[keep].log_softmax(-1) for own, keep in zip(z, mask, strict=True)]
+    places = [int(keep[:target].sum()) for keep, target in zip(mask, targets, strict=True)]
+    logprobs = torch.stack([row[place] for row, place in zip(rows, places, strict=True)])
+    return logprobs, torch.stack([-(row.exp() * row).sum() for row in rows])
 
 
 @pytest.fixture
@@ -23,11 +29,17 @@ def case():
     return hidden, weight, torch.randint(0, 17, (11,))
 
 
+@pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4, 256])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients(case, chunk, temperature, monkeypatch):
+def test_values_and_gradients(case, chunk, temperature, truncated, monkeypatch):
     monkeypatch.setattr(head, "CHUNK", chunk)
     hidden, weight, targets = case
+    mask, kept = None, None
+    if truncated:  # from the target alone to the whole vocabulary
+        mask = torch.rand(11, 17) < torch.linspace(0, 1, 11)[:, None]
+        mask[torch.arange(11), targets] = True
+        kept = KeptRows.of(KeptTokens.of([entry_of(own.numpy()) for own in mask], 17))
     ours = score_tokens(
         hidden,
         weight,
@@ -35,8 +47,9 @@ def test_values_and_gradients(case, chunk, temperature, monkeypatch):
         temperature=temperature,
         entropy_gradient=True,
         products=TorchProducts(torch.float64),
+        kept=kept,
     )
-    logprobs, entropies = plain(hidden, weight, targets, temperature)
+    logprobs, entropies = plain(hidden, weight, targets, temperature, mask)
     torch.testing.assert_close(ours.logprobs, logprobs)
     torch.testing.assert_close(ours.entropies, entropies)
     a, b = torch.randn(2, 11, dtype=torch.float64)

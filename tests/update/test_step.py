@@ -16,7 +16,7 @@ from graft.config import GRPO, Clip
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward, Precision
 from graft.update.step import StepResult, clip_gradients, learning_rate_at, optimise, score_batches
-from tests.trees import random_credit, random_group
+from tests.trees import random_credit, random_group, truncated
 from tests.update.test_exactness import load
 
 
@@ -129,6 +129,21 @@ def test_the_first_step_on_a_batch_has_ratio_one(forward):
     assert result.tokens_trained == sum(len(b.targets) for b in batches)
     assert result.tokens_computed == sum(len(b.tokens) for b in batches)
     assert float((weights(forward) - before).norm()) == pytest.approx(result.gradient_norm, rel=1e-9)
+
+
+def test_the_ratio_is_one_under_truncated_sampling(forward):
+    """Old, new and entropy are of the kept tokens: at a place that kept one, log-probability and entropy are 0."""
+    rng = np.random.default_rng(0)
+    trees = [truncated(random_group(rng, row=i), rng) for i in range(4)]
+    batches = pack(trees, [random_credit(tree, rng) for tree in trees], token_budget=40)
+    old = _old(forward, batches)
+    alone = torch.cat([b.kept.masks(0, len(b.targets)).sum(1) == 1 for b in batches if b.kept])
+    assert 0 < alone.sum() < len(alone) == sum(len(b.targets) for b in batches)
+    assert torch.cat(old)[alone].abs().max() == 0
+    assert step(forward, batches, learning_rate=0.0).facts["ratio_max"] == 1.0
+    result = step(forward, batches, old_logprobs=old)
+    assert result.facts["ratio_max"] == 1.0
+    assert result.gradient_norm > 0
 
 
 def test_no_cutting_into_micro_batches_changes_the_step(forward, tiny_model_folder):

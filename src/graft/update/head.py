@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from graft.kernels import linear
+from graft.update.kept_rows import KeptRows
 
 CHUNK = 256
 """Rows whose logits are in memory at once."""
@@ -20,7 +21,7 @@ class TokenScores(NamedTuple):
     """What the head says about each token."""
 
     logprobs: Tensor  # fp32 [N], nats of the distribution divided by the temperature
-    entropies: Tensor  # fp32 [N], nats; of the full distribution
+    entropies: Tensor  # fp32 [N], nats; of the same distribution
 
 
 class Products(Protocol):
@@ -86,10 +87,13 @@ def score_tokens(
     temperature: float,
     entropy_gradient: bool,
     products: Products,
+    kept: KeptRows | None = None,
 ) -> TokenScores:
     """log π(target | hidden) and H(π(· | hidden)), with z = hidden · weightᵀ / temperature.
 
         log π = z_target - logsumexp(z),   H = logsumexp(z) - Σ π z
+
+    Where `kept` says which tokens could be drawn, π and all sums are over these alone.
 
     Args:
         hidden: `[N, width]`, the normalised states that predict the targets.
@@ -98,9 +102,20 @@ def score_tokens(
         temperature: of the distribution that was sampled from.
         entropy_gradient: whether the entropies carry a gradient; without one they are for reporting.
         products: what multiplies; softmax and sums are fp32 (fp64 for fp64).
+        kept: the tokens that could be drawn at each of the N places; None: all.
     """
-    logprobs, entropies = _ChunkedHead.apply(hidden, weight, targets, temperature, entropy_gradient, products)  # pyright: ignore
+    logprobs, entropies = _ChunkedHead.apply(  # pyright: ignore
+        hidden, weight, targets, temperature, entropy_gradient, products, kept
+    )
     return TokenScores(logprobs, entropies)
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, first: int, temperature: float, products: Products, kept: KeptRows | None
+) -> Tensor:
+    """z of the rows from `first` on, without the tokens that could not be drawn."""
+    logits = products.scores(hidden, weight).div_(temperature)
+    return logits if kept is None else kept.forbid_(logits, first)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -113,20 +128,21 @@ class _ChunkedHead(torch.autograd.Function):
         temperature: float,
         entropy_gradient: bool,
         products: Products,
+        kept: KeptRows | None,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         logprobs = hidden.new_empty(len(targets), dtype=wide)
         entropies = hidden.new_empty(len(targets), dtype=wide)
         for start in range(0, len(targets), CHUNK):
             rows = slice(start, start + CHUNK)
-            logits = products.scores(hidden[rows], weight).div_(temperature)
+            logits = _logits(hidden[rows], weight, start, temperature, products, kept)
             total = logits.logsumexp(-1)
             logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - total
             # p log p is taken as p (z - lse): no logarithm of 0
             log_p = logits.sub_(total[:, None])
             entropies[rows] = -(log_p.exp().mul_(log_p)).sum(-1)
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.settings = (temperature, entropy_gradient, products)
+        ctx.settings = (temperature, entropy_gradient, products, kept)
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -134,13 +150,13 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_logprobs: Tensor, d_entropies: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         hidden, weight, targets = ctx.saved_tensors
-        temperature, entropy_gradient, products = ctx.settings
+        temperature, entropy_gradient, products, kept = ctx.settings
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         for start in range(0, len(targets), CHUNK):
             rows = slice(start, start + CHUNK)
-            log_p = products.scores(hidden[rows], weight).div_(temperature).log_softmax(-1)
+            log_p = _logits(hidden[rows], weight, start, temperature, products, kept).log_softmax(-1)
             p = log_p.exp()
             coefficient = d_logprobs[rows, None].to(wide)
             if entropy_gradient:
@@ -152,4 +168,4 @@ class _ChunkedHead(torch.autograd.Function):
             d_hidden[rows] = products.states(d_logits, weight).to(hidden.dtype)
             if d_weight is not None:
                 products.add_weight(d_logits, hidden[rows], d_weight)
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None, None
