@@ -10,7 +10,7 @@ import pytest
 
 import graft
 from graft.config_file import load_config
-from graft.errors import CheckpointError, ConfigError, DataError, GraderError, ModelError
+from graft.errors import CheckpointError, ConfigError, DataError, DivergenceError, GraderError, ModelError
 from graft.report.run_folder import RunFolder
 
 ROWS = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
@@ -32,6 +32,10 @@ def model(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def by_length(completion, item):
     return float(len(completion) % 2)
+
+
+def by_characters(completion, item):
+    return float(sum(map(ord, completion)) % 7)
 
 
 def test_the_public_names():
@@ -184,6 +188,29 @@ def test_resume_of_a_run_that_failed_half_way(model):
     assert (run.summary["status"], steps) == ("finished", [1, 2])
 
 
+def test_a_run_that_diverges_keeps_its_checkpoint_and_comes_to_the_same_place_again(model):
+    settings = {**SMALL, "training": {"prompts_per_step": 4, "steps": 6}, "algorithm__group_size": 4}
+    with pytest.raises(DivergenceError, match=r"training step \d|after \d steps"):
+        graft.train(
+            model,
+            ROWS,
+            by_characters,
+            run="diverged",
+            **{**settings, "optimizer": {"learning_rate": 1e25}},
+            checkpoints__every=1,
+        )
+    folder = RunFolder.open("diverged")
+    summary = folder.read_summary()
+    assert summary["status"] == "failed"
+    assert "optimizer.learning_rate" in summary["error"]
+    [kept] = (folder.path / "checkpoints").glob("step-*")
+    done = [record["step"] for record in folder.read_metrics()]
+    assert kept.name == f"step-{done[-1]:06d}"
+    with pytest.raises(DivergenceError, match=r"training step \d|after \d steps"):
+        graft.resume("diverged", rows=ROWS, reward=by_characters)
+    assert [record["step"] for record in folder.read_metrics()] == done
+
+
 def test_evaluate_a_model_a_run_and_its_folder(model):
     base = graft.evaluate(model, ROWS, by_length, samples=2, sampling__max_new_tokens=6)
     assert (base.rows, len(base.trees)) == (12, 12)
@@ -228,7 +255,7 @@ def test_training_under_truncated_sampling(model, filters):
     run = graft.train(
         model,
         ROWS,
-        lambda completion, item: sum(map(ord, completion)) % 7,
+        by_characters,
         **{**SMALL, "sampling": {"max_new_tokens": 6, **filters}},
         algorithm={"group_size": 4, "updates_per_batch": 2, "kl": {"coefficient": 0.1}},
         model__precision="exact",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from graft.errors import DivergenceError
 from graft.kernels.library import Engine as Products
 from graft.kernels.library import Kernels, load_kernels
 from graft.rollout.decoder import Decoder
@@ -342,6 +343,15 @@ def test_the_weights_are_a_copy(build, model):
         tensor.zero_()
     after = engine.grow(prefixes, keys, sampling)
     assert [c.logprobs.tolist() for c in after[0]] == [c.logprobs.tolist() for c in before[0]]
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}], ids=str)
+def test_weights_that_give_no_finite_number_are_said_to_have_diverged(build, model, filters):
+    engine = build()
+    spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in model.state_dict().items()}
+    engine.load_weights(spoilt, version=12)
+    with pytest.raises(DivergenceError, match="with the weights after 12 steps: a log-probability is"):
+        engine.grow(random_prefixes(5), keys_for(3), SamplingSettings(4, **filters))
 
 
 class FailingDecoder:

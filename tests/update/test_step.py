@@ -13,6 +13,7 @@ from torch import nn
 
 from graft.algorithms import TokenBatch, TokenLoss, loss_clipped
 from graft.config import GRPO, Clip
+from graft.errors import DivergenceError
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward, Precision
 from graft.update.step import StepResult, clip_gradients, learning_rate_at, optimise, score_batches
@@ -262,6 +263,48 @@ def test_a_step_without_signal_moves_weights_by_momentum(forward):
     torch.testing.assert_close(steps[1], 0.5 * steps[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(steps[2], 0.25 * steps[0], rtol=1e-9, atol=1e-12)
     assert result == StepResult(loss=0.0, gradient_norm=0.0, tokens_trained=0, tokens_computed=0, facts={})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x.sum() * torch.nan, "step 4: loss is nan and gradient_norm is nan, so"),
+        (lambda x: x.sum() * torch.inf, "step 4: loss is -inf and gradient_norm is nan, so"),
+        (lambda x: torch.full((), torch.inf), "step 4: loss is inf, so"),  # a constant has no gradient
+        (lambda x: (x - x.detach()).sum().abs().sqrt(), "step 4: gradient_norm is nan, so"),  # 0 · inf
+    ],
+)
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_what_is_not_finite_stops_before_the_weights_move(forward, spoil, message, limit):
+    """The last micro-batch is spoilt; after the error a healthy step goes as if nothing had been."""
+    batches = make_batches(40)
+    calls: list[int] = []
+
+    def loss(tokens: TokenBatch) -> TokenLoss:
+        calls.append(1)
+        healthy = clipped(tokens)
+        if len(calls) < len(batches):
+            return healthy
+        return TokenLoss(healthy.per_token + spoil(tokens.logprobs), healthy.facts)
+
+    optimizer = torch.optim.AdamW(forward.model.parameters(), lr=1e-3)
+    step(forward, batches, optimizer=optimizer, learning_rate=1e-3)
+    before = weights(forward)
+    moments = {i: s["exp_avg"].clone() for i, s in enumerate(optimizer.state.values())}
+    with pytest.raises(DivergenceError, match=message) as stopped:
+        step(
+            forward,
+            batches,
+            loss=loss,
+            optimizer=optimizer,
+            max_gradient_norm=limit,
+            where="training step 4",
+        )
+    assert "optimizer.learning_rate" in str(stopped.value)
+    assert torch.equal(weights(forward), before)
+    assert all(torch.equal(s["exp_avg"], moments[i]) for i, s in enumerate(optimizer.state.values()))
+    assert all(p.grad is None for p in forward.model.parameters())
+    assert math.isfinite(step(forward, batches, optimizer=optimizer, learning_rate=1e-3).gradient_norm)
 
 
 def test_no_gradient_is_left_behind(forward):

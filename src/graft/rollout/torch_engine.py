@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from graft.errors import DivergenceError
 from graft.kept import Entry, KeptTokens, entry_of
 from graft.rollout.decoder import Decoder
 from graft.rollout.engine import Continuation
@@ -58,7 +59,11 @@ class TorchEngine:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Continuation]]:
-        """Sample continuations; see `Engine.grow`."""
+        """Sample continuations; see `Engine.grow`.
+
+        Raises:
+            DivergenceError: a log-probability is not finite: the weights are of no use.
+        """
         results: list[list[Continuation | None]] = [[None] * len(k) for k in keys]
         waiting = [_Row(i, j, key, -1) for i, own in enumerate(keys) for j, key in enumerate(own)][::-1]
         slots = min(self._slots, len(waiting))
@@ -141,9 +146,15 @@ class TorchEngine:
             stop = StopReason.LENGTH
         else:
             return False
+        logprobs = np.array(row.logprobs, dtype=np.float32)
+        if not np.isfinite(logprobs).all():
+            raise DivergenceError(
+                f"sampling with the weights after {self.version} steps: a log-probability is "
+                f"{logprobs[~np.isfinite(logprobs)][0]}"
+            )
         results[row.prefix][row.place] = Continuation(
             tokens=np.array(row.tokens, dtype=np.int32),
-            logprobs=np.array(row.logprobs, dtype=np.float32),
+            logprobs=logprobs,
             stop=stop,
             kept=KeptTokens.of(row.kept, vocabulary) if row.kept else None,
         )
