@@ -14,10 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """Base of all sections: nothing unknown, nothing changed after checking."""
+    """Base of all sections: nothing unknown, no number that is not finite, nothing changed after checking."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants"
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # tables that are passed on, like `data.options`, may hold any number
     )
 
 
@@ -209,6 +213,10 @@ class Sampling(Section):
     """Longest completion; one that reaches it is truncated."""
 
 
+MomentDecay = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a moment that is left after a step."""
+
+
 class Optimizer(Section):
     """AdamW."""
 
@@ -224,7 +232,7 @@ class Optimizer(Section):
     final_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak left at the last step (linear and cosine)."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.999)
     """Decay of the first and second moment."""
 
     epsilon: float = Field(default=1e-8, gt=0)
