@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
-from graft.config_file import load_config
+from graft.config_file import check_config, load_config
 from graft.errors import CheckpointError, ConfigError, DataError, DivergenceError, GraderError, ModelError
 from graft.report.run_folder import RunFolder
+from graft.runs import start_run
 
 ROWS = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
 
@@ -39,7 +44,7 @@ def by_characters(completion, item):
 
 
 def test_the_public_names():
-    assert graft.__all__ == ["GraftError", "__version__", "evaluate", "resume", "train"]
+    assert graft.__all__ == ["GraftError", "Interrupted", "__version__", "evaluate", "resume", "train"]
     for name in graft.__all__:
         assert getattr(graft, name) is not None
     assert set(graft.__all__) <= set(dir(graft))
@@ -265,3 +270,99 @@ def test_training_under_truncated_sampling(model, filters):
     assert all("kept" in node for tree in trees for node in tree["nodes"][1:])
     assert [record["groups_with_signal"] > 0 for record in records] == [True, True]
     assert all(record["engine_gap_max"] < 1e-3 for record in records)
+
+
+def test_quiet_prints_nothing(model, capfd):
+    run = graft.train(model, ROWS, by_characters, run="silent", quiet=True, data={"held_out": 4}, **SMALL)
+    graft.evaluate(run, ROWS, by_characters, quiet=True, sampling__max_new_tokens=6)
+    graft.resume(run.path, rows=ROWS, reward=by_characters, quiet=True)
+    run.generate(["What is 1 + 1?"])
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    graft.resume(run.path, rows=ROWS, reward=by_characters)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "report: silent/report.html" in said.err
+
+
+def test_the_trained_policy_answers_as_it_was_asked_in_training(model):
+    settings = {**SMALL, "data": {"suffix": " Now!", "system": "Be brief."}}
+    run = graft.train(model, ROWS, by_characters, **settings)
+    questions = ["What is 1 + 1?", "What is 2 + 5?"]
+    answers = run.generate(questions, top_k=1, max_new_tokens=5)
+    folder = str(run.export("out"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for question, answer in zip(questions, answers, strict=True):
+        conversation = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"{question} Now!"},
+        ]
+        asked = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_tensors="pt")
+        ids = asked["input_ids"]
+        for _ in range(5):  # the most likely token, a whole forward pass each
+            ids = torch.cat([ids, plain(ids).logits[:, -1:].argmax(-1)], 1)
+            if int(ids[0, -1]) in (0, 2):
+                break
+        new = ids[0, asked["input_ids"].shape[1] :]
+        assert answer == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_generate_draws_by_its_seed_and_takes_rows_and_messages(model):
+    run = graft.train(model, ROWS, by_characters, quiet=True, **SMALL)
+    asked = ["What is 1 + 1?", {"prompt": "What is 1 + 1?"}, [{"role": "user", "content": "What is 1 + 1?"}]]
+    first = run.generate(asked)
+    assert first == run.generate(asked)
+    assert first != run.generate(asked, seed=1)
+    assert len(set(first)) == 3  # each has a random stream of its own
+    assert len(set(run.generate(asked, top_k=1))) == 1
+    with pytest.raises(ConfigError, match=r"Run\.generate: sampling\.temperature = 0"):
+        run.generate(asked, temperature=0)
+    with pytest.raises(ConfigError, match=r"sampling\.max_tokens: unknown setting"):
+        run.generate(asked, max_tokens=3)
+    with pytest.raises(ConfigError, match="want a list of prompts"):
+        run.generate("What is 1 + 1?")
+    with pytest.raises(DataError, match="no prompt of at most 1024"):
+        run.generate(["What? " * 2000])
+
+
+def test_a_run_without_a_reward_generates_too(model):
+    rows = [{**row, "worked": str(row["answer"])} for row in ROWS]
+    algorithm = {"name": "sft", "worked": "key:worked"}
+    run = graft.train(model, rows, algorithm=algorithm, training={"steps": 1}, quiet=True)
+    assert [type(text) for text in run.generate(["Hello", "Hello"], max_new_tokens=3)] == [str, str]
+
+
+def test_an_interruption_carries_the_run(model):
+    calls = []
+
+    def stops(completion, item):
+        calls.append(item)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return float(len(calls) % 2)
+
+    with pytest.raises(graft.Interrupted) as stopped:
+        graft.train(model, ROWS, stops, run="stopped", quiet=True, **{**SMALL, "training__steps": 9})
+    run = stopped.value.run
+    assert run.path == Path("stopped")
+    assert run.summary["status"] == "interrupted"
+    assert len(run.generate(["What is 1 + 1?"])) == 1
+    assert "graft.resume('stopped')" in stopped.value.__notes__[0]
+    finished = graft.resume(run.path, rows=ROWS, reward=stops, quiet=True)
+    assert finished.summary["status"] == "finished"
+
+
+def test_a_taken_folder_is_refused_before_anything_is_read(model):
+    Path("taken/checkpoints").mkdir(parents=True)
+    config = check_config(
+        {
+            "run": "taken",
+            "model": {"name": "nonesuch"},
+            "data": {"source": "none.jsonl"},
+            "training": {"steps": 1},
+        },
+        where="test",
+    )
+    with pytest.raises(ConfigError, match="already holds a run"):
+        start_run(config)

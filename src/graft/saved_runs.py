@@ -39,7 +39,7 @@ def refuse_taken(path: str | Path) -> None:
     if holds_run(folder):
         raise ConfigError(
             f"{folder}: this folder already holds a run. `graft resume {folder}` goes on with it; to start "
-            "a new one, use --new, or give another `run`."
+            "a new one, give another `run` (or, on the command line, --new)."
         )
     if (folder / CONFIG_FILE).exists():
         raise ConfigError(
