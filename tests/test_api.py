@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
-from graft.config_file import load_config
-from graft.errors import CheckpointError, ConfigError, DataError, GraderError, ModelError
+from graft.config_file import check_config, load_config
+from graft.errors import CheckpointError, ConfigError, DataError, DivergenceError, GraderError, ModelError
 from graft.report.run_folder import RunFolder
+from graft.runs import start_run
 
 ROWS = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
 
@@ -34,8 +39,12 @@ def by_length(completion, item):
     return float(len(completion) % 2)
 
 
+def by_characters(completion, item):
+    return float(sum(map(ord, completion)) % 7)
+
+
 def test_the_public_names():
-    assert graft.__all__ == ["GraftError", "__version__", "evaluate", "resume", "train"]
+    assert graft.__all__ == ["GraftError", "Interrupted", "__version__", "evaluate", "resume", "train"]
     for name in graft.__all__:
         assert getattr(graft, name) is not None
     assert set(graft.__all__) <= set(dir(graft))
@@ -184,6 +193,29 @@ def test_resume_of_a_run_that_failed_half_way(model):
     assert (run.summary["status"], steps) == ("finished", [1, 2])
 
 
+def test_a_run_that_diverges_keeps_its_checkpoint_and_comes_to_the_same_place_again(model):
+    settings = {**SMALL, "training": {"prompts_per_step": 4, "steps": 6}, "algorithm__group_size": 4}
+    with pytest.raises(DivergenceError, match=r"training step \d|after \d steps"):
+        graft.train(
+            model,
+            ROWS,
+            by_characters,
+            run="diverged",
+            **{**settings, "optimizer": {"learning_rate": 1e25}},
+            checkpoints__every=1,
+        )
+    folder = RunFolder.open("diverged")
+    summary = folder.read_summary()
+    assert summary["status"] == "failed"
+    assert "optimizer.learning_rate" in summary["error"]
+    [kept] = (folder.path / "checkpoints").glob("step-*")
+    done = [record["step"] for record in folder.read_metrics()]
+    assert kept.name == f"step-{done[-1]:06d}"
+    with pytest.raises(DivergenceError, match=r"training step \d|after \d steps"):
+        graft.resume("diverged", rows=ROWS, reward=by_characters)
+    assert [record["step"] for record in folder.read_metrics()] == done
+
+
 def test_evaluate_a_model_a_run_and_its_folder(model):
     base = graft.evaluate(model, ROWS, by_length, samples=2, sampling__max_new_tokens=6)
     assert (base.rows, len(base.trees)) == (12, 12)
@@ -220,3 +252,117 @@ def test_evaluate_refusals(model):
         path.rename(path.with_name("gone"))
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         graft.evaluate(run, ROWS, by_length)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.05}], ids=str)
+def test_training_under_truncated_sampling(model, filters):
+    """The engine agrees with the trainer; with an anchor and two updates a batch, all forward passes know the sets."""
+    run = graft.train(
+        model,
+        ROWS,
+        by_characters,
+        **{**SMALL, "sampling": {"max_new_tokens": 6, **filters}},
+        algorithm={"group_size": 4, "updates_per_batch": 2, "kl": {"coefficient": 0.1}},
+        model__precision="exact",
+    )
+    records = [r for r in RunFolder.open(run.path).read_metrics() if r["stage"] == "train"]
+    trees = list(RunFolder.open(run.path).read_trees())
+    assert all("kept" in node for tree in trees for node in tree["nodes"][1:])
+    assert [record["groups_with_signal"] > 0 for record in records] == [True, True]
+    assert all(record["engine_gap_max"] < 1e-3 for record in records)
+
+
+def test_quiet_prints_nothing(model, capfd):
+    run = graft.train(model, ROWS, by_characters, run="silent", quiet=True, data={"held_out": 4}, **SMALL)
+    graft.evaluate(run, ROWS, by_characters, quiet=True, sampling__max_new_tokens=6)
+    graft.resume(run.path, rows=ROWS, reward=by_characters, quiet=True)
+    run.generate(["What is 1 + 1?"])
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    graft.resume(run.path, rows=ROWS, reward=by_characters)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "report: silent/report.html" in said.err
+
+
+def test_the_trained_policy_answers_as_it_was_asked_in_training(model):
+    settings = {**SMALL, "data": {"suffix": " Now!", "system": "Be brief."}}
+    run = graft.train(model, ROWS, by_characters, **settings)
+    questions = ["What is 1 + 1?", "What is 2 + 5?"]
+    answers = run.generate(questions, top_k=1, max_new_tokens=5)
+    folder = str(run.export("out"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for question, answer in zip(questions, answers, strict=True):
+        conversation = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"{question} Now!"},
+        ]
+        asked = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_tensors="pt")
+        ids = asked["input_ids"]
+        for _ in range(5):  # the most likely token, a whole forward pass each
+            ids = torch.cat([ids, plain(ids).logits[:, -1:].argmax(-1)], 1)
+            if int(ids[0, -1]) in (0, 2):
+                break
+        new = ids[0, asked["input_ids"].shape[1] :]
+        assert answer == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_generate_draws_by_its_seed_and_takes_rows_and_messages(model):
+    run = graft.train(model, ROWS, by_characters, quiet=True, **SMALL)
+    asked = ["What is 1 + 1?", {"prompt": "What is 1 + 1?"}, [{"role": "user", "content": "What is 1 + 1?"}]]
+    first = run.generate(asked)
+    assert first == run.generate(asked)
+    assert first != run.generate(asked, seed=1)
+    assert len(set(first)) == 3  # each has a random stream of its own
+    assert len(set(run.generate(asked, top_k=1))) == 1
+    with pytest.raises(ConfigError, match=r"Run\.generate: sampling\.temperature = 0"):
+        run.generate(asked, temperature=0)
+    with pytest.raises(ConfigError, match=r"sampling\.max_tokens: unknown setting"):
+        run.generate(asked, max_tokens=3)
+    with pytest.raises(ConfigError, match="want a list of prompts"):
+        run.generate("What is 1 + 1?")
+    with pytest.raises(DataError, match="no prompt of at most 1024"):
+        run.generate(["What? " * 2000])
+
+
+def test_a_run_without_a_reward_generates_too(model):
+    rows = [{**row, "worked": str(row["answer"])} for row in ROWS]
+    algorithm = {"name": "sft", "worked": "key:worked"}
+    run = graft.train(model, rows, algorithm=algorithm, training={"steps": 1}, quiet=True)
+    assert [type(text) for text in run.generate(["Hello", "Hello"], max_new_tokens=3)] == [str, str]
+
+
+def test_an_interruption_carries_the_run(model):
+    calls = []
+
+    def stops(completion, item):
+        calls.append(item)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return float(len(calls) % 2)
+
+    with pytest.raises(graft.Interrupted) as stopped:
+        graft.train(model, ROWS, stops, run="stopped", quiet=True, **{**SMALL, "training__steps": 9})
+    run = stopped.value.run
+    assert run.path == Path("stopped")
+    assert run.summary["status"] == "interrupted"
+    assert len(run.generate(["What is 1 + 1?"])) == 1
+    assert "graft.resume('stopped')" in stopped.value.__notes__[0]
+    finished = graft.resume(run.path, rows=ROWS, reward=stops, quiet=True)
+    assert finished.summary["status"] == "finished"
+
+
+def test_a_taken_folder_is_refused_before_anything_is_read(model):
+    Path("taken/checkpoints").mkdir(parents=True)
+    config = check_config(
+        {
+            "run": "taken",
+            "model": {"name": "nonesuch"},
+            "data": {"source": "none.jsonl"},
+            "training": {"steps": 1},
+        },
+        where="test",
+    )
+    with pytest.raises(ConfigError, match="already holds a run"):
+        start_run(config)

@@ -140,6 +140,12 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
         ("optimizer.learning_rate", "small", "valid number"),
         ("optimizer.schedule", "step", "'constant', 'linear' or 'cosine'"),
         ("optimizer.betas", [0.9], "missing"),
+        ("optimizer.betas", [0.9, 1.0], "optimizer.betas.1 = 1.0: input should be less than 1. Decay of the"),
+        (
+            "optimizer.betas",
+            [-0.1, 0.9],
+            "optimizer.betas.0 = -0.1: input should be greater than or equal to 0",
+        ),
         ("algorithm.group_size", 1, "greater than or equal to 2"),
         ("algorithm.clip.low", 1.0, "less than 1"),
         ("algorithm.clip.high", -0.1, "greater than or equal to 0"),
@@ -153,6 +159,38 @@ def test_a_value_of_the_wrong_kind_or_size(path, value, words):
     said = refusal(at(path, value))
     assert said.startswith(f"here.toml: {path}")
     assert words in said
+
+
+def number_settings(section: type[BaseModel] = RunConfig, path: str = "") -> list[tuple[str, int]]:
+    """Every setting that holds fractions, with how many it holds."""
+    found: list[tuple[str, int]] = []
+    for name, field in section.model_fields.items():
+        flat = [field.annotation, *typing.get_args(field.annotation)]
+        entries = [typing.get_args(a) or (a,) for a in typing.get_args(field.annotation)]
+        if float in flat:
+            found.append((f"{path}{name}", 1))
+        elif typing.get_origin(field.annotation) is tuple and any(float in entry for entry in entries):
+            found.append((f"{path}{name}", len(entries)))
+        for kind in {k for a in flat for k in (a, *typing.get_args(a)) if isinstance(k, type)}:
+            if issubclass(kind, BaseModel) and kind is not SFT:
+                found += number_settings(kind, f"{path}{name}.")
+    return found
+
+
+def test_the_settings_that_hold_fractions_were_found():
+    found = dict(number_settings())
+    assert len(found) > 20
+    assert found["optimizer.betas"] == 2
+    assert {"sampling.top_p", "algorithm.clip.high", "warm_start.optimizer.epsilon"} <= set(found)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize(("path", "count"), number_settings())
+def test_no_setting_takes_a_number_that_is_not_finite(path, count, value):
+    present = WARM if path.startswith("warm_start") else {}
+    said = refusal(present, at(path, value if count == 1 else [value] * count))
+    assert path in said
+    assert "finite number" in said
 
 
 def test_a_refusal_shows_the_value_and_the_help_text():

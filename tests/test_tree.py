@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.errors import DataError
+from graft.kept import KeptTokens
 from graft.tree import NO_GROUP, ROOT, Kind, Tree
 from graft.types import Prompt, StopReason
 
@@ -83,6 +84,48 @@ def test_storage_gives_the_same_tree_back_to_the_bit(tree: Tree):
         assert (a.parent, a.group, a.kind, a.stop) == (b.parent, b.group, b.kind, b.stop)
         assert a.tokens.tobytes() == b.tokens.tobytes()
         assert a.engine_logprobs.tobytes() == b.engine_logprobs.tobytes()
+        assert b.kept is None
+
+
+def test_kept_sets_are_stored_and_cut_with_their_span():
+    sets = [[1, 2], [2], [0, 3], []]  # the last: all of the vocabulary
+    kept = KeptTokens.of([np.array(own, np.int32) for own in sets], 200)
+    tree = Tree(make_prompt())
+    leaf = tree.add(
+        ROOT,
+        [1, 2, 3, 4],
+        [-0.5] * 4,
+        group=tree.new_group(),
+        kind=Kind.COMPLETION,
+        stop=StopReason.EOS,
+        kept=kept,
+    )
+    again = Tree.from_json(json.loads(json.dumps(tree.to_json())), tree.prompt).nodes[leaf].kept
+    assert again is not None
+    assert (again.words.tolist(), again.ends.tolist()) == ([1, 2, 2, 0, 3], [2, 3, 5, 5])
+    chain = tree.cut(leaf, [1, 3], [Kind.THOUGHT, Kind.THOUGHT, Kind.ANSWER])
+    pieces = [chain.nodes[i].kept for i in chain.path(chain.leaves()[0])[1:]]
+    assert [(p.words.tolist(), p.ends.tolist()) for p in pieces if p] == [
+        ([1, 2], [2]),
+        ([2, 0, 3], [1, 3]),
+        ([], [0]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "sets", "message"),
+    [
+        ([-1.0, -1.0], [[5], [6, 7]], "token 8 at place 1 is not among those kept there"),
+        ([-1.0, -1.0], [[5]], "kept tokens for 1 places, 2 tokens"),
+        (None, [[5], [8]], "0 log-probabilities; want one each"),
+    ],
+)
+def test_kept_sets_that_do_not_fit_their_span_are_refused(logprobs, sets, message):
+    tree = Tree(make_prompt())
+    group = tree.new_group()
+    kept = KeptTokens.of([np.array(own, np.int32) for own in sets], 200)
+    with pytest.raises(DataError, match=message):
+        tree.add(ROOT, [5, 8], logprobs, group=group, kind=Kind.THOUGHT, stop=None, kept=kept)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from graft.kept import KeptTokens, entry_of
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Prompt, StopReason
 
@@ -54,6 +55,35 @@ def random_deep_tree(
         for _ in range(int(rng.integers(1, 4))):
             add_span(tree, rng, parent, group, int(rng.integers(1, 7)), vocabulary=vocabulary)
     return tree
+
+
+def truncated(tree: Tree, rng: np.random.Generator, *, vocabulary: int = 320) -> Tree:
+    """The same tree as if it had been drawn from truncated distributions: sets of all sizes, some of everything."""
+    again = Tree(tree.prompt)
+    for _ in range(max(tree.groups(), default=-1) + 1):
+        again.new_group()
+    for node in tree.nodes[1:]:
+        masks = rng.random((len(node), vocabulary)) < rng.choice([0, 0.02, 0.3, 1.0], size=(len(node), 1))
+        masks[np.arange(len(node)), node.tokens] = True
+        kept = KeptTokens.of([entry_of(mask) for mask in masks], vocabulary)
+        again.add(
+            node.parent,
+            node.tokens,
+            node.engine_logprobs,
+            group=node.group,
+            kind=node.kind,
+            stop=node.stop,
+            kept=kept,
+        )
+    return again
+
+
+def kept_masks(kept: KeptTokens) -> np.ndarray:
+    """One flag for each place and token, asked token by token."""
+    tokens = np.arange(kept.vocabulary, dtype=np.int32)
+    return np.array(
+        [[kept.part(i, i + 1).contain(tokens[t : t + 1])[0] for t in tokens] for i in range(len(kept))]
+    )
 
 
 def random_credit(tree: Tree, rng: np.random.Generator, *, share: float = 1.0) -> Credit:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from graft.config import RunConfig
 from graft.config_file import check_config
 from graft.errors import ConfigError
-from graft.saved_runs import free_run_folder, holds_run, load_run_weights, read_run_config, refuse_taken
+from graft.saved_runs import free_run_folder, holds_run, load_run_weights, read_run_config
 
 if TYPE_CHECKING:
     from graft.assemble import Parts
     from graft.evaluation import Evaluation
+    from graft.report.terminal import Terminal
     from graft.runs import Run
     from graft.types import Prompt
 
@@ -45,6 +46,7 @@ def train(
     *,
     algorithm: str | Mapping[str, Any] = "grpo",
     run: str | Path | None = None,
+    quiet: bool = False,
     **settings: Any,
 ) -> Run:
     """Fine-tune a model and return the finished run.
@@ -55,12 +57,14 @@ def train(
         reward: what judges a completion; see `Reward`. Only supervised training goes without.
         algorithm: its name, or the settings of the `[algorithm]` section.
         run: folder that the run writes, which no run may have yet. Default: a new one, `runs/run-<number>`.
+        quiet: print nothing. Everything is in the run folder all the same.
         **settings: any others, as tables (`training={"steps": 30}`) or with double underscores
             (`training__steps=30`). Without `training.steps` or `training.epochs` it is one epoch.
 
     Raises:
         GraftError: its kind says what is wrong; see `graft/errors.py`.
-        Interrupted: Ctrl-C or SIGTERM; `graft.resume` goes on from the checkpoint that was written.
+        Interrupted: Ctrl-C or SIGTERM; `graft.resume` goes on from the checkpoint that was written. The exception's
+            `run` is the run as it stands.
     """
     source, in_memory = _split_rows(rows)
     function, grader = _split_reward(reward)
@@ -77,10 +81,9 @@ def train(
     if isinstance(data["training"], dict) and not {"steps", "epochs"} & set(data["training"]):
         data["training"]["epochs"] = 1
     config = _check(data, run=free_run_folder(NEW_RUN) if run is None else str(run), where="graft.train")
-    refuse_taken(config.run)
     from graft.runs import start_run
 
-    return start_run(config, rows=in_memory, reward=function)
+    return start_run(config, rows=in_memory, reward=function, terminal=_terminal(quiet=quiet))
 
 
 def resume(
@@ -88,6 +91,7 @@ def resume(
     *,
     rows: Iterable[Mapping[str, Any]] | None = None,
     reward: Callable[..., Any] | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Go on with an interrupted run from its newest checkpoint, to the result that it would have had.
 
@@ -95,13 +99,15 @@ def resume(
         run: its folder.
         rows: the rows in memory that it was started with, if it was.
         reward: the function that it was started with, if it was.
+        quiet: print nothing.
 
     Raises:
         GraftError, Interrupted: as `train`.
     """
     from graft.runs import resume_run
 
-    return resume_run(run, rows=None if rows is None else list(rows), reward=reward)
+    in_memory = None if rows is None else list(rows)
+    return resume_run(run, rows=in_memory, reward=reward, terminal=_terminal(quiet=quiet))
 
 
 def evaluate(
@@ -110,6 +116,7 @@ def evaluate(
     reward: Reward | None = None,
     *,
     samples: int = 1,
+    quiet: bool = False,
     **settings: Any,
 ) -> Evaluation:
     """Measure a model: pass@1 and pass@k with 95 % intervals. Nothing is written.
@@ -120,6 +127,7 @@ def evaluate(
             are the ones that `train` with the same settings does not train on.
         reward: as in `train`.
         samples: completions for each row; pass@k is estimated for k up to it.
+        quiet: print nothing.
         **settings: any others, as in `train`.
 
     Raises:
@@ -141,19 +149,21 @@ def evaluate(
     config = _check(data, run=".", where="graft.evaluate")
     from graft.assemble import assemble
 
-    parts = assemble(config, rows=in_memory, reward=function)
+    terminal = _terminal(quiet=quiet)
+    parts = assemble(config, rows=in_memory, reward=function, progress=terminal.say)
     if trained:
         load_run_weights(parts.policy, folder)
-    return measure(parts, parts.held_out or parts.train, samples=samples)
+    return measure(parts, parts.held_out or parts.train, samples=samples, terminal=terminal)
 
 
-def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int) -> Evaluation:
-    """Sample and grade prompts with the policy of `parts`, showing progress on stderr.
+def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int, terminal: Terminal) -> Evaluation:
+    """Sample and grade prompts with the policy of `parts`, showing progress.
 
     Args:
         parts: as `assemble` makes them, with a grader.
         prompts: rows to measure, at least one.
         samples: completions for each.
+        terminal: where progress is shown.
 
     Raises:
         GraderError: too many samples could not be graded.
@@ -166,12 +176,12 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int) -> Evaluat
     from graft.loop import sampling_settings
     from graft.memory import memory_errors
     from graft.model import plain_state
-    from graft.report.terminal import Activity, Terminal
+    from graft.report.terminal import Activity
 
     config = parts.config
     assert parts.engine is not None
     assert parts.grader is not None
-    with Terminal() as terminal, Interrupt() as interrupt:
+    with terminal, Interrupt() as interrupt:
 
         def on_tokens(tokens: int) -> None:
             interrupt.check()
@@ -196,6 +206,15 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int) -> Evaluat
             )
         terminal.measured(len(prompts))
     return evaluation
+
+
+def _terminal(*, quiet: bool) -> Terminal:
+    """Where progress is shown: stderr, or nowhere."""
+    from rich.console import Console
+
+    from graft.report.terminal import Terminal
+
+    return Terminal(Console(quiet=True) if quiet else None)
 
 
 def _split_rows(rows: Rows) -> tuple[dict[str, Any], list[Mapping[str, Any]] | None]:

@@ -59,7 +59,11 @@ class Parts:
 
 
 def assemble(
-    config: RunConfig, *, rows: Sequence[Mapping[str, Any]] | None = None, reward: Reward | None = None
+    config: RunConfig,
+    *,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    reward: Reward | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Parts:
     """Read rows, load the model and build engine and grader.
 
@@ -67,6 +71,7 @@ def assemble(
         config: the settings.
         rows: rows in memory, instead of `data.source`.
         reward: a function in memory, instead of the `[grader]` section.
+        progress: told of long steps, e.g. a model being fetched.
 
     Raises:
         GraftError: the kind says which part; see `errors.py`.
@@ -78,7 +83,7 @@ def assemble(
     device = choose_device(config.model.device)
     if device.type == "cpu":
         keep_freed_memory()
-    policy = load_policy(config.model, device, seed=config.seed)
+    policy = load_policy(config.model, device, seed=config.seed, progress=progress)
     encoder = ChatEncoder(policy.tokenizer, config.model.chat_template_kwargs)
     limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "long_prompts": config.data.long_prompts}
     train = prompts_from_rows(train_rows, encoder, **limits)
@@ -174,7 +179,9 @@ def build_grader(settings: Grader | None, *, base: Path, reward: Reward | None) 
     return NumberGrader(settings.key)
 
 
-def load_policy(settings: Model, device: torch.device, *, seed: int) -> Policy:
+def load_policy(
+    settings: Model, device: torch.device, *, seed: int, progress: Callable[[str], None] | None = None
+) -> Policy:
     """The policy that the `[model]` section names, with its adapter if it has one.
 
     Raises:
@@ -189,6 +196,7 @@ def load_policy(settings: Model, device: torch.device, *, seed: int) -> Policy:
         else AdapterSettings(adapter.rank, adapter.alpha, adapter.target_modules),
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=seed,
+        progress=progress,
     )
 
 

@@ -14,10 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """Base of all sections: nothing unknown, nothing changed after checking."""
+    """Base of all sections: nothing unknown, no number that is not finite, nothing changed after checking."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants"
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # tables that are passed on, like `data.options`, may hold any number
     )
 
 
@@ -196,16 +200,21 @@ class Sampling(Section):
     """Logits are divided by it, in sampling and in every log-probability of training."""
 
     top_k: int | None = Field(default=None, ge=1)
-    """Keep the k most likely tokens. Training then uses the same kept set."""
+    """Keep the k most likely tokens. With this, `top_p` or `min_p`, training renormalises over the tokens that were
+    kept when each token was drawn, so that the ratio compares like with like."""
 
     top_p: float | None = Field(default=None, gt=0, le=1)
-    """Keep the smallest set of tokens with at least this probability."""
+    """Keep the smallest set of tokens with at least this probability, of what `top_k` kept."""
 
     min_p: float | None = Field(default=None, ge=0, le=1)
-    """Keep tokens with at least this share of the most likely token's probability."""
+    """Keep tokens with at least this share of the most likely token's probability, of what `top_p` kept."""
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest completion; one that reaches it is truncated."""
+
+
+MomentDecay = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a moment that is left after a step."""
 
 
 class Optimizer(Section):
@@ -223,7 +232,7 @@ class Optimizer(Section):
     final_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak left at the last step (linear and cosine)."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.999)
     """Decay of the first and second moment."""
 
     epsilon: float = Field(default=1e-8, gt=0)
@@ -312,7 +321,8 @@ class Report(Section):
     """Also write TensorBoard event files into the run folder (extra `track`)."""
 
     trees: Literal["all", "none"] = "all"
-    """Whether `trees.jsonl` gets every tree of training."""
+    """Whether `trees.jsonl` gets every tree of training. With `sampling.top_k`, `top_p` or `min_p` it also holds the
+    tokens that were kept at each place."""
 
     kl_every: int | None = Field(default=None, ge=1)
     """Steps between measurements of KL to the initial model; keeps a copy of its weights in memory."""

@@ -122,6 +122,7 @@ def _unknown_key(path: tuple[str, ...], data: dict[str, Any]) -> str:
 
 
 def _help_of(path: tuple[str, ...], data: dict[str, Any]) -> str:
+    path = tuple(part for part in path if not part.isdecimal())  # without the place in a list
     section = section_at(path[:-1], data)
     field = section.model_fields.get(path[-1]) if section else None
     return " ".join((field.description or "").split()) if field else ""

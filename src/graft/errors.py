@@ -6,7 +6,8 @@
     ├── ModelError         a model is missing, damaged or of a kind that is not supported
     ├── GraderError        a reward function or grader failed in a way that is not the model's fault
     ├── CheckpointError    a checkpoint is missing, incomplete or does not fit this run
-    └── ResourceError      memory or disk ran out; says which setting to lower
+    ├── ResourceError      memory or disk ran out; says which setting to lower
+    └── DivergenceError    a loss, gradient or log-probability is not a finite number
 
 Every message says where, what it got, what it wants and what to do.
 """
@@ -52,3 +53,21 @@ class ResourceError(GraftError):
     """Memory or disk ran out."""
 
     exit_code = 7
+
+
+class DivergenceError(GraftError):
+    """A loss, gradient or log-probability is not a finite number. The weights were not moved any further."""
+
+    exit_code = 8
+
+    def __init__(self, found: str) -> None:
+        """
+        Args:
+            found: where, and which number; what to try is added.
+        """
+        super().__init__(
+            f"{found}. In the run's config.toml try a lower learning rate (optimizer.learning_rate, or "
+            "warm_start.optimizer.learning_rate), optimizer.warmup_steps, a smaller optimizer.max_gradient_norm, or "
+            "model.precision = 'exact'; then `graft resume` goes on from the newest checkpoint, or from the start "
+            "where there is none. Unchanged, it comes to the same place again."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
@@ -13,6 +14,8 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
+        self.run: Any = None
+        """The `graft.runs.Run` as it was left, with a checkpoint written; None where nothing was being trained."""
 
 
 class Interrupt:

@@ -166,6 +166,7 @@ class Loop:
                     old_logprobs=old,
                     anchor_logprobs=anchor,
                     progress=self.on_microbatch if may_stop else None,
+                    where=f"{ACTIVITIES[phase.stage]} step {step.number}",
                 )
 
     def score(

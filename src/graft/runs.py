@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,19 +11,25 @@ from typing import Any
 
 import torch
 
-from graft.assemble import Parts, Reward, assemble
+from graft.assemble import Parts, Reward, assemble, build_engine
 from graft.config import RunConfig
 from graft.config_file import check_config, dump_config
+from graft.data.chat import prompts_from_rows
+from graft.data.rows import read_rows
 from graft.errors import ConfigError, GraftError
 from graft.interrupt import Interrupt, Interrupted
 from graft.loop import Loop, sampling_settings
-from graft.model import export
+from graft.memory import memory_errors
+from graft.model import export, plain_state
 from graft.report.html import write_report
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.tensorboard import TensorBoardWriter
 from graft.report.terminal import Terminal, print_before_after
 from graft.report.trees import before_and_after, telling_pairs
+from graft.rollout.sampling import stream_key
+from graft.saved_runs import refuse_taken
+from graft.types import Purpose
 from graft.version import VERSION
 
 SHOWN_PAIRS = 3
@@ -33,7 +38,7 @@ SHOWN_PAIRS = 3
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that has ended: its folder, what was measured, and the trained policy."""
+    """A run that has ended or was stopped: its folder, what was measured, and the policy as it is."""
 
     path: Path
     summary: Mapping[str, Any]
@@ -48,6 +53,51 @@ class Run:
         export(self.parts.policy, Path(folder), merged=merged)
         return Path(folder)
 
+    def generate(self, prompts: Sequence[Any], *, seed: int = 0, **sampling: Any) -> list[str]:
+        """Let the trained policy answer, one completion a prompt.
+
+            run.generate(["What is 17 + 25?"], top_k=1)      # top_k=1: always the most likely token
+
+        Args:
+            prompts: texts, lists of messages, or rows as for training. They are put to the model as training put
+                its rows: `data.system` and `data.suffix` are added.
+            seed: another seed, other completions.
+            **sampling: settings of the `[sampling]` section that shall differ from the run's.
+
+        Raises:
+            ConfigError: a sampling setting is unknown or out of range.
+            DataError: a prompt cannot be templated or is too long.
+            ResourceError: memory ran out.
+        """
+        if isinstance(prompts, str):
+            raise ConfigError(f"Run.generate: prompts: want a list of prompts, e.g. [{prompts[:40]!r}]")
+        parts, data = self.parts, self.parts.config.data
+        asked = {"sampling": {**parts.config.sampling.model_dump(), **sampling}}
+        config = check_config({**parts.config.model_dump(), **asked}, where="Run.generate")
+        rows = read_rows(
+            [_as_row(prompt, data.prompt_key) for prompt in prompts],
+            options={},
+            limit=None,
+            seed=config.seed,
+            prompt_key=data.prompt_key,
+            system=data.system,
+            suffix=data.suffix,
+            base=Path(config.base),
+        )
+        asked_prompts = prompts_from_rows(rows, parts.encoder, data.max_prompt_tokens)
+        engine = parts.engine or build_engine(config.rollout, parts.policy, parts.forward.precision)[0]
+        engine.load_weights(plain_state(parts.policy), 0)
+        keys = [[stream_key(seed, Purpose.EVALUATION, 0, prompt.row, 0, 0)] for prompt in asked_prompts]
+        with memory_errors("sampling", "rollout.slots or sampling.max_new_tokens"):
+            grown = engine.grow(
+                [prompt.tokens for prompt in asked_prompts], keys, sampling_settings(config.sampling)
+            )
+        return [parts.encoder.decode(continuation.tokens) for [continuation] in grown]
+
+
+def _as_row(prompt: Any, prompt_key: str) -> Mapping[str, Any]:
+    return prompt if isinstance(prompt, Mapping) else {prompt_key: prompt}
+
 
 def start_run(
     config: RunConfig,
@@ -59,14 +109,15 @@ def start_run(
     """Train from the beginning, in a new run folder.
 
     Raises:
-        GraftError: the kind says which part; see `errors.py`.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
+        GraftError: the kind says which part; see `errors.py`. A folder that a run has already is refused at once.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written. Its `run` is the run as it stands.
     """
+    refuse_taken(config.run)
     check_grader(config, reward)
-    check_sampling(config)
-    parts = assemble(config, rows=rows, reward=reward)
+    terminal = terminal or Terminal()
+    parts = assemble(config, rows=rows, reward=reward, progress=terminal.say)
     folder = RunFolder.create(config.run, dump_config(config))
-    return _go(parts, folder, terminal or Terminal())
+    return _go(parts, folder, terminal)
 
 
 def resume_run(
@@ -92,9 +143,9 @@ def resume_run(
         {**folder.read_settings(), "run": str(path)}, where=str(folder.path / "config.toml")
     )
     check_grader(config, reward)
-    check_sampling(config)
-    parts = assemble(config, rows=rows, reward=reward)
-    return _go(parts, folder, terminal or Terminal())
+    terminal = terminal or Terminal()
+    parts = assemble(config, rows=rows, reward=reward, progress=terminal.say)
+    return _go(parts, folder, terminal)
 
 
 def check_grader(config: RunConfig, reward: Reward | None) -> None:
@@ -103,15 +154,6 @@ def check_grader(config: RunConfig, reward: Reward | None) -> None:
         raise ConfigError(
             f"algorithm '{config.algorithm.name}' needs a [grader] section, e.g. type = 'number', key = 'answer' "
             "(or, from Python, reward=function)"
-        )
-
-
-def check_sampling(config: RunConfig) -> None:
-    """Refuse to train on truncated sampling. Raises ConfigError."""
-    if config.algorithm.name != "sft" and sampling_settings(config.sampling).truncated:
-        raise ConfigError(
-            "sampling.top_k, top_p and min_p cannot be used in training yet: the ratio needs the set of tokens that "
-            "were kept at each position, which is not recorded. Leave them out; `graft eval` takes them."
         )
 
 
@@ -138,10 +180,13 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
         folder.write_summary(summary)
         try:
             loop.run()
-        except Interrupted:
+        except Interrupted as stopped:
             loop.save()
-            folder.write_summary(_closing_summary(summary, loop, folder, status="interrupted"))
+            summary = _closing_summary(summary, loop, folder, status="interrupted")
+            folder.write_summary(summary)
             write_report(folder.path)
+            stopped.run = Run(folder.path, summary, parts)
+            stopped.add_note(f"a checkpoint is written; graft.resume({str(folder.path)!r}) goes on")
             raise
         except GraftError as error:
             folder.write_summary(
@@ -154,8 +199,8 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
     evaluations = [r for r in folder.read_metrics() if r["stage"] == Stage.EVALUATION]
     threshold = parts.config.evaluation.threshold
     pairs = telling_pairs(before_and_after(folder.read_trees()), SHOWN_PAIRS, threshold=threshold)
-    print_before_after(evaluations, pairs, threshold=threshold)
-    print(f"report: {folder.path / 'report.html'}", file=sys.stderr)  # noqa: T201
+    print_before_after(evaluations, pairs, threshold=threshold, console=terminal.console)
+    terminal.say(f"report: {folder.path / 'report.html'}")
     return Run(folder.path, summary, parts)
 
 

@@ -39,7 +39,7 @@ def refuse_taken(path: str | Path) -> None:
     if holds_run(folder):
         raise ConfigError(
             f"{folder}: this folder already holds a run. `graft resume {folder}` goes on with it; to start "
-            "a new one, use --new, or give another `run`."
+            "a new one, give another `run` (or, on the command line, --new)."
         )
     if (folder / CONFIG_FILE).exists():
         raise ConfigError(
@@ -95,13 +95,15 @@ def load_run_weights(policy: Policy, path: str | Path, step: int | None = None) 
     folder = Path(path) / CHECKPOINTS_FOLDER
     checkpoints = Checkpoints(folder, keep_last=1, keep_best=0)
     steps = checkpoints.steps()
-    if not steps:
+    if step is not None and step not in steps:
+        raise CheckpointError(
+            f"{path}: no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}"
+        )
+    found = checkpoints.load_newest() if step is None else checkpoints.load(step)
+    if found is None:
         raise CheckpointError(
             f"{path}: the run has no checkpoint yet. It writes one when it ends or is interrupted, and "
             "every `checkpoints.every` steps."
         )
-    if step is not None and step not in steps:
-        raise CheckpointError(f"{path}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    number = steps[-1] if step is None else step
-    load_parameters(policy.model, checkpoints.load(number).weights)
-    return number
+    load_parameters(policy.model, found.weights)
+    return found.number

@@ -14,7 +14,7 @@ Cuts are positions in token ids: nobody re-tokenises text. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from graft.errors import DataError
+from graft.kept import KeptTokens
 from graft.types import LogProbs, Prompt, StopReason, Tokens
 
 ROOT = 0
@@ -61,6 +62,10 @@ class Node:
     kind: Kind
     stop: StopReason | None
     """Why sampling stopped at the end of this span; None for the root and for worked examples."""
+
+    kept: KeptTokens | None = None
+    """Which tokens could have been drawn at each place, where the engine truncated its distribution; None where all
+    could. The engine's log-probabilities are of the distribution over these alone, and so are the trainer's."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -102,16 +107,18 @@ class Tree:
         group: int,
         kind: Kind,
         stop: StopReason | None,
+        kept: KeptTokens | None = None,
     ) -> int:
         """Hang a span below `parent` and return its id.
 
         Raises:
-            DataError: the parent or group does not exist, the span is empty, or there is not one finite
-                log-probability for each token.
+            DataError: the parent or group does not exist, the span is empty, there is not one finite
+                log-probability for each token, or a token is not among those that were kept at its place.
         """
         ids = _read_only(tokens, np.int32)
         logprobs = _NO_LOGPROBS if engine_logprobs is None else _read_only(engine_logprobs, np.float32)
-        node = Node(ids, logprobs, parent, group, Kind(kind), None if stop is None else StopReason(stop))
+        reason = None if stop is None else StopReason(stop)
+        node = Node(ids, logprobs, parent, group, Kind(kind), reason, kept)
         _check(node, len(self.nodes), self._groups)
         return self._append(node)
 
@@ -145,6 +152,7 @@ class Tree:
                 node.group,
                 Kind(kind),
                 node.stop if b == len(node) else StopReason.CUT,
+                None if node.kept is None else node.kept.part(a, b),
             )
             for (a, b), kind in zip(pairwise(edges), kinds, strict=True)
         ]
@@ -152,9 +160,7 @@ class Tree:
             tree._append(pieces[0] if index == leaf else other)
         parent = leaf
         for piece in pieces[1:]:
-            parent = tree._append(
-                Node(piece.tokens, piece.engine_logprobs, parent, piece.group, piece.kind, piece.stop)
-            )
+            parent = tree._append(replace(piece, parent=parent))
         return tree
 
     def children(self, node: int) -> Sequence[int]:
@@ -221,6 +227,7 @@ class Tree:
                     "stop": None if node.stop is None else str(node.stop),
                     "tokens": node.tokens.tolist(),
                     "engine_logprobs": [float(f"{x:.9g}") for x in node.engine_logprobs.tolist()],
+                    **({} if node.kept is None else {"kept": node.kept.to_json()}),
                 }
                 for node in self.nodes
             ],
@@ -247,6 +254,7 @@ class Tree:
                     group=int(entry["group"]),
                     kind=Kind(entry["kind"]),
                     stop=None if entry["stop"] is None else StopReason(entry["stop"]),
+                    kept=KeptTokens.from_json(entry["kept"]) if "kept" in entry else None,
                 )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not a tree record: {type(error).__name__}: {error}") from error
@@ -289,3 +297,15 @@ def _check(node: Node, nodes: int, groups: int) -> None:
         )
     if not np.isfinite(node.engine_logprobs).all():
         raise DataError(f"{where}: log-probabilities must be finite")
+    if node.kept is not None:
+        if not node.sampled or len(node.kept) != len(node.tokens):
+            raise DataError(
+                f"{where}: kept tokens for {len(node.kept)} places, {len(node.tokens)} tokens and "
+                f"{len(node.engine_logprobs)} log-probabilities; want one each"
+            )
+        inside = node.kept.contain(node.tokens)
+        if not inside.all():
+            place = int(inside.argmin())
+            raise DataError(
+                f"{where}: token {int(node.tokens[place])} at place {place} is not among those kept there"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -57,15 +57,19 @@ WORKED_ROWS = 64
 SCRATCH_BYTES = 1 << 25
 
 
-def estimate_run(config: RunConfig) -> Estimate:
+def estimate_run(config: RunConfig, *, progress: Callable[[str], None] | None = None) -> Estimate:
     """Read rows, load the model, measure and count.
+
+    Args:
+        config: the settings.
+        progress: told of long steps, e.g. a model being fetched.
 
     Raises:
         GraftError: whatever would stop the run at its start, a reward function that fails included.
     """
     check_grader(config, None)
     began = time.perf_counter()
-    parts = assemble(config)
+    parts = assemble(config, progress=progress)
     start = time.perf_counter() - began
     phases = phases_of(config, training_rows=len(parts.train))
     worked = _worked_lengths(parts, phases)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from graft.kept import KeptTokens
 from graft.rollout.engine import Continuation
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings, stream_key
@@ -46,6 +47,7 @@ class ScriptedEngine:
                     np.array([100 * i + j, 7], np.int32),
                     np.array([-0.5, -0.25 * j], np.float32),
                     StopReason.LENGTH if j % 2 else StopReason.EOS,
+                    KeptTokens.everything(2, 1000),
                 )
                 for j in range(len(own))
             ]
@@ -83,6 +85,12 @@ def test_one_tree_a_prompt_with_one_group_of_whole_completions():
             assert node.tokens.tolist() == [100 * i + j, 7]
             assert node.engine_logprobs.tolist() == [-0.5, -0.25 * j]
             assert node.stop is (StopReason.LENGTH if j % 2 else StopReason.EOS)
+
+
+@pytest.mark.parametrize("purpose", list(Purpose))
+def test_kept_sets_stay_with_samples_that_train(purpose):
+    [tree] = grow(ScriptedEngine(), [prompt(0, 1)], purpose=purpose)
+    assert [tree.nodes[leaf].kept is not None for leaf in tree.leaves()] == [purpose is Purpose.TRAIN] * 3
 
 
 def test_the_engine_gets_the_templated_prompts_and_the_distribution():

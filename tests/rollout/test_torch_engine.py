@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,20 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from graft.errors import DivergenceError
 from graft.kernels.library import Engine as Products
 from graft.kernels.library import Kernels, load_kernels
 from graft.rollout.decoder import Decoder
 from graft.rollout.engine import Continuation
+from graft.rollout.grow import grow_groups
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.llama_decoder import LlamaDecoder
 from graft.rollout.sampling import SamplingSettings, stream_key, uniforms
 from graft.rollout.torch_engine import TorchEngine
-from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Prompt, Purpose, StopReason
 from graft.update.packing import pack
 from graft.update.policy import PolicyForward, Precision
+from tests.trees import kept_masks
 
 CPU = torch.device("cpu")
 EOS = tuple(range(3, 320, 12))  # 27 of 320 tokens: samples end after about twelve
@@ -247,34 +250,60 @@ def test_the_kept_tokens_are_handed_on(build, filters):
         return
     assert c.kept is not None
     assert len(c.kept) == 8
-    for token, kept in zip(c.tokens, c.kept, strict=True):
-        assert kept.dtype == np.int32
-        assert token in kept
-        assert kept.tolist() == sorted(set(kept.tolist()))
-        assert len(kept) == 7 if "top_k" in filters else len(kept) < 320
+    assert c.kept.contain(c.tokens).all()
+    sizes = kept_masks(c.kept).sum(1)
+    assert (sizes == 7).all() if "top_k" in filters else (sizes < 320).all()
 
 
+def test_a_filter_that_cuts_nothing_off_is_none(build):
+    """`top_p = 1` and `min_p = 0` take the untruncated path; top-k of the whole vocabulary stores nothing."""
+    prefixes, keys = random_prefixes(6), keys_for(2)
+    [plain] = build().grow(prefixes, keys, SamplingSettings(8))
+    [same] = build().grow(prefixes, keys, SamplingSettings(8, top_p=1.0, min_p=0.0))
+    assert [c.tokens.tolist() for c in same] == [c.tokens.tolist() for c in plain]
+    assert [c.kept for c in same] == [None, None]
+    [wide] = build().grow(prefixes, keys, SamplingSettings(8, top_k=320))
+    assert [len(c.kept.words) for c in wide if c.kept] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"top_k": 9}, {"top_p": 0.6}, {"min_p": 0.01}, {"min_p": 1e-12}, {"top_k": 40, "top_p": 0.9}],
+    ids=str,
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("budget", [10_000, 30])
-def test_log_probabilities_are_the_trainers(build, tiny_model_folder, temperature, budget):
-    prefixes, keys = random_prefixes(9, 3, 17), keys_for(4, 4, 4)
-    grown = build(slots=5).grow(prefixes, keys, SamplingSettings(20, temperature=temperature))
-    trees, credits = [], []
-    for row, (prefix, own) in enumerate(zip(prefixes, grown, strict=True)):
-        tree = Tree(Prompt(row=row, messages=(), item={}, tokens=prefix, question=str(row)))
-        group = tree.new_group()
-        for c in own:
-            tree.add(ROOT, c.tokens, c.logprobs, group=group, kind=Kind.COMPLETION, stop=c.stop)
-        trees.append(tree)
+def test_log_probabilities_are_the_trainers(build, tiny_model_folder, temperature, budget, filters):
+    prompts = [
+        Prompt(row=row, messages=(), item={}, tokens=prefix, question=str(row))
+        for row, prefix in enumerate(random_prefixes(9, 3, 17))
+    ]
+    trees = grow_groups(
+        build(slots=5),
+        prompts,
+        group_size=4,
+        sampling=SamplingSettings(20, temperature=temperature, **filters),
+        seed=0,
+        purpose=Purpose.TRAIN,
+        step=1,
+    )
+    credits = []
+    for tree in trees:
         ones = {leaf: np.ones(tree.completion_length(leaf), np.float32) for leaf in tree.leaves()}
         credits.append(Credit(ones, {leaf: own.astype(np.float64) for leaf, own in ones.items()}))
     forward = PolicyForward(load(tiny_model_folder), Precision("exact", CPU))
     compared = 0
+    blind = 0.0
     with torch.no_grad():
         for batch in pack(trees, credits, token_budget=budget):
             gap = (forward(batch, temperature=temperature).logprobs - batch.engine_logprobs).abs()
             assert gap.max() < 2e-5  # 1e-3 is what the methods allow
             compared += len(gap)
+            full = forward(replace(batch, kept=None), temperature=temperature).logprobs
+            blind = max(blind, float((full - batch.engine_logprobs).abs().max()))
+    assert (blind > 0.01) == bool(
+        filters and filters.get("min_p") != 1e-12
+    )  # what forgetting the sets would cost
     assert compared == sum(tree.sampled_tokens for tree in trees) > 60
 
 
@@ -314,6 +343,15 @@ def test_the_weights_are_a_copy(build, model):
         tensor.zero_()
     after = engine.grow(prefixes, keys, sampling)
     assert [c.logprobs.tolist() for c in after[0]] == [c.logprobs.tolist() for c in before[0]]
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}], ids=str)
+def test_weights_that_give_no_finite_number_are_said_to_have_diverged(build, model, filters):
+    engine = build()
+    spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in model.state_dict().items()}
+    engine.load_weights(spoilt, version=12)
+    with pytest.raises(DivergenceError, match="with the weights after 12 steps: a log-probability is"):
+        engine.grow(random_prefixes(5), keys_for(3), SamplingSettings(4, **filters))
 
 
 class FailingDecoder:

@@ -14,6 +14,7 @@ from torch import nn
 
 from graft.errors import CheckpointError
 from graft.state.checkpoint import (
+    Checkpoint,
     Checkpoints,
     load_optimizer_tensors,
     load_parameters,
@@ -94,7 +95,9 @@ def test_the_newest_by_number_not_by_time_or_by_name(tmp_path):
     assert newest.state["at"] == 1_000_000
 
 
-def test_unfinished_folders_are_never_taken_for_checkpoints_and_go(tmp_path):
+def test_unfinished_folders_are_never_taken_for_checkpoints(tmp_path):
+    """A reader leaves them alone: they may be those of a run that is writing at this moment. The next `save` of the
+    run, which is the only writer, removes what a killed process left."""
     checkpoints = store(tmp_path)
     save(checkpoints, 1)
     unfinished = checkpoints.folder / ".writing-000002-123"
@@ -104,11 +107,33 @@ def test_unfinished_folders_are_never_taken_for_checkpoints_and_go(tmp_path):
     assert checkpoints.steps() == [1]
     newest = checkpoints.load_newest()
     assert newest is not None
-    assert newest.state["at"] == 1
-    assert [p.name for p in checkpoints.folder.iterdir()] == ["step-000001"]
-    unfinished.mkdir()
+    assert (newest.number, newest.state["at"]) == (1, 1)
+    assert (unfinished / "weights.safetensors").read_bytes() == b"half"
+    assert (checkpoints.folder / ".writing-anchor-123").exists()
     save(checkpoints, 2)
-    assert not unfinished.exists()
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["step-000001", "step-000002"]
+
+
+class OvertakenReader(Checkpoints):
+    """While it reads, the run that is going on writes the next checkpoint and removes this one."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        super().__init__(folder, keep_last=1, keep_best=0)
+        self.times = times
+
+    def load(self, number: int) -> Checkpoint:
+        if self.times:
+            self.times -= 1
+            save(Checkpoints(self.folder, keep_last=1, keep_best=0), number + 1)
+        return super().load(number)
+
+
+def test_a_reader_that_is_overtaken_by_the_run_reads_the_next_one(tmp_path):
+    writer = store(tmp_path, keep_last=1)
+    save(writer, 1)
+    found = OvertakenReader(writer.folder, times=2).load_newest()
+    assert found is not None
+    assert (found.number, found.state["at"]) == (3, 3)
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path):

@@ -15,7 +15,7 @@ from graft.tree import Kind, Tree
 from graft.types import Credit, Grade, Prompt
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward, Precision, check_packed_forward
-from tests.trees import random_credit, random_deep_tree, random_group
+from tests.trees import kept_masks, random_credit, random_deep_tree, random_group, truncated
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,10 @@ def padded_loss(model, trees, credits, *, old) -> tuple[float, Tensor]:
         own = len(trees[t].nodes[n])
         start = len(paths[row]) - own - 1
         rows = log_p[row, start : start + own]
+        kept = trees[t].nodes[n].kept
+        if kept is not None:
+            allowed = torch.from_numpy(kept_masks(kept))
+            rows = logits[row, start : start + own].masked_fill(~allowed, -1e6).log_softmax(-1)
         logprobs = rows.gather(1, torch.tensor(trees[t].nodes[n].tokens).long()[:, None])[:, 0]
         ratio = (logprobs - old[t, n]).exp()
         advantage = torch.tensor(credits[t].advantages[n])
@@ -94,12 +98,18 @@ def old_logprobs(trees: list[Tree], credits: list[Credit], rng, dtype) -> dict[t
     }
 
 
+def whole(tree: Tree, rng: np.random.Generator) -> Tree:
+    """Drawn from the whole distribution."""
+    return tree
+
+
+@pytest.mark.parametrize("cut", [whole, truncated], ids=["whole", "truncated"])
 @pytest.mark.parametrize("shape", [random_group, random_deep_tree])
 @pytest.mark.parametrize("budget", [10_000, 40, 12])
-def test_tiny_model_in_float64(tiny_model_folder, shape, budget):
+def test_tiny_model_in_float64(tiny_model_folder, shape, budget, cut):
     rng = np.random.default_rng(1)
     model = load(tiny_model_folder, torch.float64)
-    trees = [shape(rng, row=i) for i in range(4)]
+    trees = [cut(shape(rng, row=i), rng) for i in range(4)]
     credits = [random_credit(tree, rng, share=0.8) for tree in trees]
     old = old_logprobs(trees, credits, rng, torch.float64)
 

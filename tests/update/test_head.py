@@ -1,42 +1,56 @@
-"""The chunked head against the plain one: values and gradients in float64."""
+"""The blocked head against the plain one: values and gradients in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from graft.kept import KeptTokens, entry_of
+from graft.kernels.products import training_kernels
 from graft.update import head
-from graft.update.head import TorchProducts, score_tokens
+from graft.update.head import NativeHead, TorchHead, score_tokens
+from graft.update.kept_rows import KeptRows
 
 
-def plain(hidden, weight, targets, temperature):
+def plain(hidden, weight, targets, temperature, mask=None):
+    """Over the kept tokens alone: each row's own logits, picked out."""
     z = hidden @ weight.T / temperature
-    log_p = z.log_softmax(-1)
-    return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+    mask = torch.ones_like(z, dtype=torch.bool) if mask is None else mask
+    rows = [own[keep].log_softmax(-1) for own, keep in zip(z, mask, strict=True)]
+    places = [int(keep[:target].sum()) for keep, target in zip(mask, targets, strict=True)]
+    logprobs = torch.stack([row[place] for row, place in zip(rows, places, strict=True)])
+    return logprobs, torch.stack([-(row.exp() * row).sum() for row in rows])
 
 
 @pytest.fixture
 def case():
     torch.manual_seed(0)
     hidden = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(17, 5, dtype=torch.float64, requires_grad=True)
-    return hidden, weight, torch.randint(0, 17, (11,))
+    weight = torch.randn(100, 5, dtype=torch.float64, requires_grad=True)
+    return hidden, weight, torch.randint(0, 100, (11,))
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 256])
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("block", [32, 64, 4096])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients(case, chunk, temperature, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", chunk)
+def test_values_and_gradients(case, block, temperature, truncated, monkeypatch):
+    monkeypatch.setattr(head, "BLOCK", block)
     hidden, weight, targets = case
+    mask, kept = None, None
+    if truncated:  # from the target alone to the whole vocabulary
+        mask = torch.rand(11, 100) < torch.linspace(0, 1, 11)[:, None]
+        mask[torch.arange(11), targets] = True
+        kept = KeptRows.of(KeptTokens.of([entry_of(own.numpy()) for own in mask], 100))
     ours = score_tokens(
         hidden,
         weight,
         targets,
         temperature=temperature,
         entropy_gradient=True,
-        products=TorchProducts(torch.float64),
+        kernels=TorchHead(torch.float64),
+        kept=kept,
     )
-    logprobs, entropies = plain(hidden, weight, targets, temperature)
+    logprobs, entropies = plain(hidden, weight, targets, temperature, mask)
     torch.testing.assert_close(ours.logprobs, logprobs)
     torch.testing.assert_close(ours.entropies, entropies)
     a, b = torch.randn(2, 11, dtype=torch.float64)
@@ -53,7 +67,7 @@ def test_entropies_carry_no_gradient_unless_asked(case):
         targets,
         temperature=1.0,
         entropy_gradient=False,
-        products=TorchProducts(torch.float64),
+        kernels=TorchHead(torch.float64),
     )
     assert not scores.entropies.requires_grad
     logprobs, _ = plain(hidden, weight, targets, 1.0)
@@ -69,7 +83,7 @@ def test_a_frozen_head_gets_no_gradient(case):
         targets,
         temperature=1.0,
         entropy_gradient=False,
-        products=TorchProducts(torch.float64),
+        kernels=TorchHead(torch.float64),
     )
     scores.logprobs.sum().backward()
     assert hidden.grad is not None
@@ -85,10 +99,40 @@ def test_extreme_logits_stay_finite():
         torch.tensor([1]),
         temperature=1.0,
         entropy_gradient=True,
-        products=TorchProducts(torch.float32),
+        kernels=TorchHead(torch.float32),
     )
     assert scores.logprobs.item() == pytest.approx(-600)
     assert scores.entropies.item() == pytest.approx(0)
     (scores.logprobs + scores.entropies).sum().backward()
     assert hidden.grad is not None
     assert torch.isfinite(hidden.grad).all()
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("block", [32, 4096])
+def test_the_native_head(block, truncated, monkeypatch):
+    """Against float64 on the rounded factors; only the logits' gradient is rounded besides."""
+    reason = training_kernels()
+    if isinstance(reason, str):
+        pytest.skip(reason)
+    monkeypatch.setattr(head, "BLOCK", block)
+    torch.manual_seed(0)
+    hidden = (3 * torch.randn(45, 48)).bfloat16().float().requires_grad_()
+    weight = torch.randn(150, 48).bfloat16().float().requires_grad_()
+    targets = torch.randint(0, 150, (45,))
+    mask, kept = None, None
+    if truncated:
+        mask = torch.rand(45, 150) < torch.linspace(0, 1, 45)[:, None]
+        mask[torch.arange(45), targets] = True
+        kept = KeptRows.of(KeptTokens.of([entry_of(own.numpy()) for own in mask], 150))
+    exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
+    wanted = plain(*exact, targets, 1.3, mask)
+    settings = {"temperature": 1.3, "entropy_gradient": True, "kernels": NativeHead(), "kept": kept}
+    ours = score_tokens(hidden, weight, targets, **settings)
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-5)
+    a, b = torch.randn(2, 45)
+    mine = torch.autograd.grad((a * ours.logprobs + b * ours.entropies).sum(), (hidden, weight))
+    theirs = torch.autograd.grad((a.double() * wanted[0] + b.double() * wanted[1]).sum(), exact)
+    for x, y in zip(mine, theirs, strict=True):
+        assert (x - y).norm() < 2**-8 * y.norm()

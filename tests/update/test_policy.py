@@ -148,19 +148,6 @@ def test_scores_are_those_of_the_models_own_logits(temperature):
             )
 
 
-def test_only_the_chosen_tokens_are_scored():
-    forward = forward_of(RIGHT["llama"])
-    rng = np.random.default_rng(1)
-    tree = random_deep_tree(rng, vocabulary=120)
-    [batch] = pack([tree], [random_credit(tree, rng)], token_budget=10_000)
-    chosen = torch.tensor([5, 0, 3])
-    with torch.no_grad():
-        every = forward(batch, temperature=1.0)
-        some = forward(batch, temperature=1.0, chosen=chosen)
-    torch.testing.assert_close(some.logprobs, every.logprobs[chosen])
-    torch.testing.assert_close(some.entropies, every.entropies[chosen])
-
-
 def test_autocast_is_near_the_exact_pass_and_its_scores_are_fp32():
     forward = forward_of(RIGHT["llama"])
     rng = np.random.default_rng(2)

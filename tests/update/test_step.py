@@ -13,10 +13,12 @@ from torch import nn
 
 from graft.algorithms import TokenBatch, TokenLoss, loss_clipped
 from graft.config import GRPO, Clip
+from graft.errors import DivergenceError
+from graft.update.kept_rows import forbid_
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward, Precision
 from graft.update.step import StepResult, clip_gradients, learning_rate_at, optimise, score_batches
-from tests.trees import random_credit, random_group
+from tests.trees import random_credit, random_group, truncated
 from tests.update.test_exactness import load
 
 
@@ -129,6 +131,22 @@ def test_the_first_step_on_a_batch_has_ratio_one(forward):
     assert result.tokens_trained == sum(len(b.targets) for b in batches)
     assert result.tokens_computed == sum(len(b.tokens) for b in batches)
     assert float((weights(forward) - before).norm()) == pytest.approx(result.gradient_norm, rel=1e-9)
+
+
+def test_the_ratio_is_one_under_truncated_sampling(forward):
+    """Old, new and entropy are of the kept tokens: at a place that kept one, log-probability and entropy are 0."""
+    rng = np.random.default_rng(0)
+    trees = [truncated(random_group(rng, row=i), rng) for i in range(4)]
+    batches = pack(trees, [random_credit(tree, rng) for tree in trees], token_budget=40)
+    old = _old(forward, batches)
+    logits = [forbid_(torch.zeros(len(b.targets), 300), b.kept.bitmaps(), 0) for b in batches if b.kept]
+    alone = torch.cat([z.eq(0).sum(1) == 1 for z in logits])
+    assert 0 < alone.sum() < len(alone) == sum(len(b.targets) for b in batches)
+    assert torch.cat(old)[alone].abs().max() == 0
+    assert step(forward, batches, learning_rate=0.0).facts["ratio_max"] == 1.0
+    result = step(forward, batches, old_logprobs=old)
+    assert result.facts["ratio_max"] == 1.0
+    assert result.gradient_norm > 0
 
 
 def test_no_cutting_into_micro_batches_changes_the_step(forward, tiny_model_folder):
@@ -247,6 +265,48 @@ def test_a_step_without_signal_moves_weights_by_momentum(forward):
     torch.testing.assert_close(steps[1], 0.5 * steps[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(steps[2], 0.25 * steps[0], rtol=1e-9, atol=1e-12)
     assert result == StepResult(loss=0.0, gradient_norm=0.0, tokens_trained=0, tokens_computed=0, facts={})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x.sum() * torch.nan, "step 4: loss is nan and gradient_norm is nan, so"),
+        (lambda x: x.sum() * torch.inf, "step 4: loss is -inf and gradient_norm is nan, so"),
+        (lambda x: torch.full((), torch.inf), "step 4: loss is inf, so"),  # a constant has no gradient
+        (lambda x: (x - x.detach()).sum().abs().sqrt(), "step 4: gradient_norm is nan, so"),  # 0 · inf
+    ],
+)
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_what_is_not_finite_stops_before_the_weights_move(forward, spoil, message, limit):
+    """The last micro-batch is spoilt; after the error a healthy step goes as if nothing had been."""
+    batches = make_batches(40)
+    calls: list[int] = []
+
+    def loss(tokens: TokenBatch) -> TokenLoss:
+        calls.append(1)
+        healthy = clipped(tokens)
+        if len(calls) < len(batches):
+            return healthy
+        return TokenLoss(healthy.per_token + spoil(tokens.logprobs), healthy.facts)
+
+    optimizer = torch.optim.AdamW(forward.model.parameters(), lr=1e-3)
+    step(forward, batches, optimizer=optimizer, learning_rate=1e-3)
+    before = weights(forward)
+    moments = {i: s["exp_avg"].clone() for i, s in enumerate(optimizer.state.values())}
+    with pytest.raises(DivergenceError, match=message) as stopped:
+        step(
+            forward,
+            batches,
+            loss=loss,
+            optimizer=optimizer,
+            max_gradient_norm=limit,
+            where="training step 4",
+        )
+    assert "optimizer.learning_rate" in str(stopped.value)
+    assert torch.equal(weights(forward), before)
+    assert all(torch.equal(s["exp_avg"], moments[i]) for i, s in enumerate(optimizer.state.values()))
+    assert all(p.grad is None for p in forward.model.parameters())
+    assert math.isfinite(step(forward, batches, optimizer=optimizer, learning_rate=1e-3).gradient_norm)
 
 
 def test_no_gradient_is_left_behind(forward):

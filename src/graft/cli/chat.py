@@ -68,7 +68,7 @@ def _open_model(name: str, *, temperature: float, max_new_tokens: int, seed: int
     from graft.types import Purpose
 
     device = choose_device(model.device)
-    policy = load_policy(model, device, seed=config.seed if config else 0)
+    policy = load_policy(model, device, seed=config.seed if config else 0, progress=say)
     if trained:
         say(f"{name}: checkpoint of step {load_run_weights(policy, name)}")
     rollout = config.rollout if config else Rollout()

@@ -54,14 +54,16 @@ def evaluate(
 
     from graft.api import measure
     from graft.assemble import assemble
+    from graft.report.terminal import Terminal
 
-    parts = assemble(settings)
+    terminal = Terminal()
+    parts = assemble(settings, progress=terminal.say)
     step = None
     if trained and model is None:
         step = load_run_weights(parts.policy, target)
         say(f"{target}: checkpoint of step {step}")
     samples = samples or settings.evaluation.samples
-    evaluation = measure(parts, parts.held_out[:rows], samples=samples)
+    evaluation = measure(parts, parts.held_out[:rows], samples=samples, terminal=terminal)
     measured = str(target) if step is not None else settings.model.name
     if as_json:
         print_json(_as_record(evaluation, measured=measured, step=step, samples=samples))

@@ -29,6 +29,7 @@ EXIT_CODES = {
     5: "a reward function or grader",
     6: "a checkpoint",
     7: "memory or disk ran out",
+    8: "training diverged: a loss or gradient that is not finite; the newest checkpoint stays",
     130: "stopped by Ctrl-C; `graft resume` goes on",
     143: "stopped by SIGTERM; `graft resume` goes on",
 }

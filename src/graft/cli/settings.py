@@ -158,13 +158,26 @@ def _section_kinds(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type_of(field: FieldInfo) -> str:
-    bounds = [
+    return ", ".join(
+        [_type_name(field.annotation), *_bounds_of(field), *_bounds_of_entries(field.annotation)]
+    )
+
+
+def _bounds_of(field: FieldInfo) -> list[str]:
+    return [
         f"{word} {getattr(limit, short):g}"
         for limit in field.metadata
         for short, word in BOUNDS.items()
         if hasattr(limit, short)
     ]
-    return ", ".join([_type_name(field.annotation), *bounds])
+
+
+def _bounds_of_entries(annotation: Any) -> list[str]:
+    """Of a list's first entry, where its entries have bounds of their own."""
+    entry, *_ = get_args(annotation) or (None,)
+    if get_origin(annotation) is not tuple or get_origin(entry) is not Annotated:
+        return []
+    return [bound for limit in get_args(entry)[1:] for bound in _bounds_of(limit)]
 
 
 def _type_name(annotation: Any) -> str:
@@ -173,6 +186,8 @@ def _type_name(annotation: Any) -> str:
         return ", ".join(f'"{value}"' for value in arguments[:-1]) + f' or "{arguments[-1]}"'
     if origin in (Union, UnionType):
         return " or ".join(_type_name(part) for part in arguments if part is not NoneType)
+    if origin is Annotated:
+        return _type_name(arguments[0])
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"list of {_type_name(arguments[0])}s".replace("texts", "text")

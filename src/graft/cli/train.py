@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.common import AsJson, Overrides, print_json, says_how_to_go_on
+from graft.cli.common import AsJson, Overrides, print_json, say, says_how_to_go_on
 from graft.config_file import load_config
-from graft.saved_runs import free_run_folder, refuse_taken
+from graft.saved_runs import free_run_folder
 
 
 def train(
@@ -34,7 +34,7 @@ def train(
     if dry_run:
         from graft.trial import estimate_run
 
-        found = estimate_run(settings)
+        found = estimate_run(settings, progress=say)
         if as_json:
             print_json(found.to_json())
         else:
@@ -42,7 +42,6 @@ def train(
         return
     if new:
         settings = settings.model_copy(update={"run": free_run_folder(settings.run)})
-    refuse_taken(settings.run)
     with says_how_to_go_on(settings.run):
         from graft.runs import start_run
 

@@ -204,8 +204,11 @@ def _same_attention(module: Any) -> bool:
 
 def _linears(module: nn.Module, *names: str) -> list[nn.Linear]:
     """The layers of these names that are plain linear layers and own all of the module's parameters; else none."""
-    found = [getattr(module, name, None) for name in names]
-    parts = [part for part in found if _plain_linear(part)]
+    parts: list[nn.Linear] = []
+    for name in names:
+        part = getattr(module, name, None)
+        if _plain_linear(part):
+            parts.append(part)
     owned = {id(parameter) for parameter in module.parameters()}
     return parts if owned == {id(parameter) for part in parts for parameter in part.parameters()} else []
 

@@ -121,6 +121,11 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "graft_norm_gradient": (None, [*[c_void_p] * 4, *[c_int64] * 2, *[c_void_p] * 2, c_int32]),
     "graft_gate": (None, [*[c_void_p] * 2, *[c_int64] * 3, c_void_p, c_int32]),
     "graft_gate_gradient": (None, [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 3, c_int32]),
+    "graft_softmax_block": (None, [c_void_p, *[c_int64] * 2, c_float, c_void_p, c_int32]),
+    "graft_softmax_gradient": (
+        None,
+        [c_void_p, *[c_int64] * 2, c_float, *[c_void_p] * 2, c_int64, c_void_p, c_int64, c_int32],
+    ),
     "graft_tree_attention": (None, [c_void_p, c_int32]),
     "graft_tree_attention_gradient": (None, [c_void_p, c_int32]),
     "graft_rotate": (None, [*[c_void_p] * 3, *[c_int64] * 3, c_void_p, c_int32]),

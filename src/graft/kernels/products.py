@@ -190,7 +190,11 @@ def matmul_nt(
 
 
 def matmul_nn(
-    a: torch.Tensor, b: torch.Tensor | PackedWeights, *, out: torch.Tensor | None = None
+    a: torch.Tensor,
+    b: torch.Tensor | PackedWeights,
+    *,
+    out: torch.Tensor | None = None,
+    add_to: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """a b, of fp32 or bf16 factors rounded to bf16.
 
@@ -198,12 +202,15 @@ def matmul_nn(
         a: `[m, k]`.
         b: `[k, n]`, or packed by `pack_nn`.
         out: fp32 or bf16 `[m, n]` for the result; fresh fp32 unless given.
+        add_to: fp32 `[m, n]` that the product is added to, in place, and that is returned.
 
     Returns:
         `[m, n]`.
     """
     if isinstance(b, torch.Tensor):
         b = pack_nn(b)
+    if add_to is not None:
+        return multiply(last_rounded(a), b, add_to, Epilogue.ADD_FP32)
     return multiply(last_rounded(a), b, torch.empty(len(a), b.n) if out is None else out)
 
 
@@ -211,20 +218,24 @@ def sum_of_matmul_nn(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torc
     """The sum of the products a b over pairs of `[m, k]` and `[k, n]` (k may differ), in fp32 `[m, n]`."""
     total: torch.Tensor | None = None
     for a, b in pairs:
-        if total is None:
-            total = matmul_nn(a, b)
-        else:
-            multiply(round_rows(a), pack_nn(b), total, Epilogue.ADD_FP32)
+        total = matmul_nn(a, b, add_to=total)
     assert total is not None
     return total
 
 
-def matmul_tn(a: torch.Tensor, b: torch.Tensor, *, add_to: torch.Tensor | None = None) -> torch.Tensor:
+def matmul_tn(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    add_to: torch.Tensor | None = None,
+) -> torch.Tensor:
     """a^T b in fp32, of fp32 or bf16 factors rounded to bf16.
 
     Args:
         a: `[k, m]`.
         b: `[k, n]`.
+        out: fp32 `[m, n]` for the result; fresh unless given.
         add_to: fp32 `[m, n]` that the product is added to, in place, and that is returned.
 
     Returns:
@@ -236,7 +247,7 @@ def matmul_tn(a: torch.Tensor, b: torch.Tensor, *, add_to: torch.Tensor | None =
     packed = _last_packed_columns(b)
     if add_to is not None:
         return multiply(rows, packed, add_to, Epilogue.ADD_FP32)
-    return multiply(rows, packed, torch.empty(m, packed.n))
+    return multiply(rows, packed, torch.empty(m, packed.n) if out is None else out)
 
 
 def with_bias(packed: PackedWeights, bias: torch.Tensor | None) -> PackedWeights:

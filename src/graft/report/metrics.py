@@ -131,7 +131,8 @@ _DECLARED = (
     Metric(
         "entropy",
         "nats/token",
-        "Mean entropy of the sampling distribution over trained tokens. Near 0 nothing is explored.",
+        "Mean entropy of the sampling distribution (what top-k, top-p and min-p kept) over trained tokens. Near 0 "
+        "nothing is explored.",
         "Entropy",
     ),
     Metric("loss", "", "What the optimiser step minimised.", "Loss", stages=OPTIMISING),

@@ -1,7 +1,7 @@
 """Lines of `trees.jsonl`: writing a tree with its texts, grades and advantages, and picking samples to show.
 
     {"step": 12, "stage": "train", "row": 3, "messages": [...], "item": {...},
-     "groups": 1, "nodes": [...],                                   # Tree.to_json()
+     "groups": 1, "nodes": [...],                 # Tree.to_json(); with the kept tokens of truncated sampling
      "texts": {"0": "...", "1": "..."},                             # node id: decoded text
      "grades": {"1": {"score": 1.0, "outcome": "graded", "parts": {}, "reason": ""}},   # leaf id
      "advantages": {"1": 0.87}}                                     # node id: mean over its tokens

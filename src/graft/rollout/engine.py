@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
+from graft.kept import KeptTokens
 from graft.rollout.sampling import SamplingSettings
 from graft.types import LogProbs, StopReason, Tokens
 
@@ -22,8 +22,8 @@ class Continuation:
     """In the sampling distribution of the engine, nats."""
 
     stop: StopReason
-    kept: tuple[np.ndarray, ...] | None = None
-    """For truncated sampling: the ids that could have been drawn at each token, int32."""
+    kept: KeptTokens | None = None
+    """For truncated sampling: what could have been drawn at each place."""
 
 
 class Engine(Protocol):

@@ -40,12 +40,15 @@ def grow_groups(
         for prompt in prompts
     ]
     grown = engine.grow([prompt.tokens for prompt in prompts], keys, sampling, progress=progress)
-    return [_hang(prompt, continuations) for prompt, continuations in zip(prompts, grown, strict=True)]
+    training = purpose is Purpose.TRAIN
+    return [_hang(prompt, own, with_kept=training) for prompt, own in zip(prompts, grown, strict=True)]
 
 
-def _hang(prompt: Prompt, continuations: Sequence[Continuation]) -> Tree:
+def _hang(prompt: Prompt, continuations: Sequence[Continuation], *, with_kept: bool) -> Tree:
+    """A tree of whole completions; only training needs to know which tokens could have been drawn."""
     tree = Tree(prompt)
     group = tree.new_group()
     for c in continuations:
-        tree.add(ROOT, c.tokens, c.logprobs, group=group, kind=Kind.COMPLETION, stop=c.stop)
+        kept = c.kept if with_kept else None
+        tree.add(ROOT, c.tokens, c.logprobs, group=group, kind=Kind.COMPLETION, stop=c.stop, kept=kept)
     return tree

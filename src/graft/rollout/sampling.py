@@ -32,8 +32,11 @@ class SamplingSettings:
 
     @property
     def truncated(self) -> bool:
-        """Whether some tokens are never drawn, so that probabilities are renormalised over the kept ones."""
-        return self.top_k is not None or self.top_p is not None or self.min_p is not None
+        """Whether some tokens are never drawn, so that probabilities are renormalised over the kept ones.
+
+        `top_p = 1` and `min_p = 0` keep every token and count as no truncation.
+        """
+        return self.top_k is not None or (self.top_p or 1) < 1 or (self.min_p or 0) > 0
 
 
 def stream_key(seed: int, purpose: Purpose, step: int, row: int, attempt: int, *path: int) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from graft.errors import DivergenceError
+from graft.kept import Entry, KeptTokens, entry_of
 from graft.rollout.decoder import Decoder
 from graft.rollout.engine import Continuation
 from graft.rollout.sampling import SamplingSettings, draw, uniforms
@@ -24,7 +26,7 @@ class _Row:
     slot: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    kept: list[np.ndarray] = field(default_factory=list)
+    kept: list[Entry] = field(default_factory=list)
 
 
 class TorchEngine:
@@ -57,13 +59,18 @@ class TorchEngine:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Continuation]]:
-        """Sample continuations; see `Engine.grow`."""
+        """Sample continuations; see `Engine.grow`.
+
+        Raises:
+            DivergenceError: a log-probability is not finite: the weights are of no use.
+        """
         results: list[list[Continuation | None]] = [[None] * len(k) for k in keys]
         waiting = [_Row(i, j, key, -1) for i, own in enumerate(keys) for j, key in enumerate(own)][::-1]
         slots = min(self._slots, len(waiting))
         if not slots:
             return [[] for _ in keys]
         first_logits = self.decoder.begin(prefixes, slots, sampling.max_new_tokens)
+        vocabulary = first_logits.shape[-1]
         free = list(range(slots))[::-1]
         rows: list[_Row] = []
         drawn = 0
@@ -71,7 +78,7 @@ class TorchEngine:
             while rows or waiting:
                 rows = self._step(rows, sampling) if rows else rows
                 drawn += len(rows)
-                for row in [r for r in rows if self._finished(r, sampling, results)]:
+                for row in [r for r in rows if self._finished(r, sampling, results, vocabulary)]:
                     free.append(row.slot)
                 rows = [r for r in rows if results[r.prefix][r.place] is None]
                 while free and waiting:  # again, where samples end at their first token
@@ -82,7 +89,7 @@ class TorchEngine:
                         entering.append(row)
                     self._draw(entering, first_logits[[r.prefix for r in entering]], sampling)
                     for row in entering:
-                        if self._finished(row, sampling, results):
+                        if self._finished(row, sampling, results, vocabulary):
                             free.append(row.slot)
                         else:
                             rows.append(row)
@@ -108,11 +115,12 @@ class TorchEngine:
         keys = np.array([r.key for r in rows], dtype=np.uint64)
         uniform = uniforms(keys, np.array([len(r.tokens) for r in rows]))
         tokens, logprobs, kept = self._sample(logits, uniform, sampling)
+        masks = None if kept is None else kept.cpu().numpy()
         for i, row in enumerate(rows):
             row.tokens.append(int(tokens[i]))
             row.logprobs.append(float(logprobs[i]))
-            if kept is not None:
-                row.kept.append(kept[i].nonzero()[:, 0].to(torch.int32).cpu().numpy())
+            if masks is not None:
+                row.kept.append(entry_of(masks[i]))
 
     def _sample(
         self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings
@@ -125,7 +133,11 @@ class TorchEngine:
         return tokens.tolist(), logprobs.tolist(), kept
 
     def _finished(
-        self, row: _Row, sampling: SamplingSettings, results: list[list[Continuation | None]]
+        self,
+        row: _Row,
+        sampling: SamplingSettings,
+        results: list[list[Continuation | None]],
+        vocabulary: int,
     ) -> bool:
         """Store the row's continuation if its last token ends it."""
         if row.tokens[-1] in self._eos:
@@ -134,10 +146,16 @@ class TorchEngine:
             stop = StopReason.LENGTH
         else:
             return False
+        logprobs = np.array(row.logprobs, dtype=np.float32)
+        if not np.isfinite(logprobs).all():
+            raise DivergenceError(
+                f"sampling with the weights after {self.version} steps: a log-probability is "
+                f"{logprobs[~np.isfinite(logprobs)][0]}"
+            )
         results[row.prefix][row.place] = Continuation(
             tokens=np.array(row.tokens, dtype=np.int32),
-            logprobs=np.array(row.logprobs, dtype=np.float32),
+            logprobs=logprobs,
             stop=stop,
-            kept=tuple(row.kept) if row.kept else None,
+            kept=KeptTokens.of(row.kept, vocabulary) if row.kept else None,
         )
         return True

@@ -6,6 +6,7 @@
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so a folder called `step-…` is always
 whole. Restarting from it and cutting the run's files back to its offsets gives the undisturbed run.
+Any process may read while a run is going on; what an earlier process left unfinished is removed by `save` alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FORMAT = 1
 class Checkpoint:
     """A checkpoint read back."""
 
+    number: int
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
@@ -103,14 +105,18 @@ class Checkpoints:
         return final
 
     def load_newest(self) -> Checkpoint | None:
-        """The newest checkpoint, or None where there is none yet.
+        """The newest checkpoint, or None where there is none yet. Touches nothing.
 
         Raises:
             CheckpointError: its files are damaged or of another format.
         """
-        self._remove_unfinished()
-        steps = self.steps()
-        return self.load(steps[-1]) if steps else None
+        while steps := self.steps():
+            try:
+                return self.load(steps[-1])
+            except CheckpointError:
+                if self.steps()[-1:] <= steps[-1:]:
+                    raise  # else a run that is going on has put a newer one in its place
+        return None
 
     def load(self, number: int) -> Checkpoint:
         """Read one checkpoint.
@@ -126,6 +132,7 @@ class Checkpoints:
                     f"{folder}: format {state.get('format')}; this version reads format {FORMAT}"
                 )
             return Checkpoint(
+                number=number,
                 weights=load_file(folder / "weights.safetensors"),
                 optimizer=load_file(folder / "optimizer.safetensors"),
                 state=state,

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graft.tree import ROOT, Tree
+from graft.kept import KeptTokens
+from graft.tree import ROOT, Node, Tree
 from graft.types import Credit
+from graft.update.kept_rows import KeptRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class MicroBatch:
     advantages: Tensor  # fp32 [N]
     weights: Tensor  # fp64 [N]: share of each token in the step's loss
     slices: tuple[TokenSlice, ...]
+    kept: KeptRows | None = None  # what could have been drawn at each trained token; None: everything
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
@@ -65,7 +68,8 @@ class MicroBatch:
                 "weights",
             )
         }
-        return MicroBatch(spans=self.spans, slices=self.slices, **moved)
+        kept = None if self.kept is None else self.kept.to(device)
+        return MicroBatch(spans=self.spans, slices=self.slices, kept=kept, **moved)
 
 
 def pack(trees: Sequence[Tree], credits: Sequence[Credit], *, token_budget: int) -> list[MicroBatch]:
@@ -193,6 +197,7 @@ class _Builder:
             ),
             weights=_tensor([credit.weights[w.node] for w, _, _, _, credit in self._trained], torch.float64),
             slices=tuple(where for where, *_ in self._trained),
+            kept=_kept_rows([tree.nodes[where.node] for where, _, _, tree, _ in self._trained]),
         )
 
 
@@ -206,6 +211,18 @@ def _subtree_end(tree: Tree, order: list[int], place: int, starts: Mapping[int, 
         inside.add(node)
         end = starts[node][1]
     return end
+
+
+def _kept_rows(nodes: Sequence[Node]) -> KeptRows | None:
+    """What could have been drawn at each token of these nodes; None where it was everything throughout."""
+    truncated = [node.kept for node in nodes if node.kept is not None]
+    if not truncated:
+        return None
+    vocabulary = truncated[0].vocabulary
+    parts = [
+        KeptTokens.everything(len(node), vocabulary) if node.kept is None else node.kept for node in nodes
+    ]
+    return KeptRows.of(KeptTokens.join(parts))
 
 
 def _tensor(arrays: list[np.ndarray], dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Prompt
 from graft.update import attention
 from graft.update.attention import TreeLayout
-from graft.update.head import NativeProducts, Products, TokenScores, TorchProducts, score_tokens
+from graft.update.head import HeadKernels, NativeHead, TokenScores, TorchHead, score_tokens
 from graft.update.packing import MicroBatch, pack
 
 
@@ -33,11 +33,11 @@ class Precision:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def products(self, weight: Tensor) -> Products:
-        """What multiplies in the LM head."""
+    def head_kernels(self, weight: Tensor) -> HeadKernels:
+        """What computes the LM head."""
         if self.native:
-            return NativeProducts()
-        return TorchProducts(torch.bfloat16 if self.name == "bf16" else weight.dtype)
+            return NativeHead()
+        return TorchHead(torch.bfloat16 if self.name == "bf16" else weight.dtype)
 
 
 class PolicyForward:
@@ -73,19 +73,16 @@ class PolicyForward:
         *,
         temperature: float,
         entropy_gradient: bool = False,
-        chosen: Tensor | None = None,
     ) -> TokenScores:
         """Log-probability and entropy of every trained token of the micro-batch, fp32 `[N]`.
+
+        Both are of the distribution that the tokens were drawn from: over the kept tokens where it was truncated.
 
         Args:
             batch: packed trees, on the model's device.
             temperature: that of sampling.
             entropy_gradient: whether entropies train.
-            chosen: score only these of the N tokens (indices); all by default.
         """
-        predictors, targets = batch.predictors, batch.targets
-        if chosen is not None:
-            predictors, targets = predictors[chosen], targets[chosen]
         with self.precision.autocast():
             hidden = self._body(
                 input_ids=batch.tokens[None],
@@ -95,12 +92,13 @@ class PolicyForward:
             ).last_hidden_state[0]
         weight: Tensor = self._head.weight  # pyright: ignore[reportAssignmentType]
         return score_tokens(
-            hidden[predictors],
+            hidden[batch.predictors],
             weight,
-            targets,
+            batch.targets,
             temperature=temperature,
             entropy_gradient=entropy_gradient,
-            products=self.precision.products(weight),
+            kernels=self.precision.head_kernels(weight),
+            kept=batch.kept,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.algorithms import TokenBatch, TokenLoss
+from graft.errors import DivergenceError
 from graft.objective.reduce import weighted_sum
 from graft.update.packing import MicroBatch
 from graft.update.policy import PolicyForward
@@ -47,6 +49,7 @@ def optimise(
     old_logprobs: Sequence[Tensor] | None = None,
     anchor_logprobs: Sequence[Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
+    where: str = "the step",
 ) -> StepResult:
     """Forward, backward and one step of the optimiser, also when no token trains (momentum still moves).
 
@@ -63,6 +66,10 @@ def optimise(
             batch, where they are the current ones, detached.
         anchor_logprobs: of the KL anchor, one tensor a micro-batch.
         progress: called after each micro-batch with its tokens.
+        where: names the step in an error.
+
+    Raises:
+        DivergenceError: loss or gradient is not finite. Weights and moments are as they were.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = 0.0
@@ -86,6 +93,11 @@ def optimise(
         if progress is not None:
             progress(len(batch.tokens))
     norm = clip_gradients(parameters, max_gradient_norm)
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        optimizer.zero_grad(set_to_none=True)
+        found = {"loss": total, "gradient_norm": norm}
+        numbers = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
+        raise DivergenceError(f"{where}: {' and '.join(numbers)}, so the step was not taken")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     for parameter in parameters:

@@ -1,4 +1,5 @@
-// What stands between the matrix products of a training step: RMS norm, gated activation, and their gradients.
+// What stands between the matrix products of a training step: RMS norm, gated activation, softmax over blocks of the
+// vocabulary, and their gradients.
 //
 // Sums over rows are taken in pieces of fixed size, so that no result depends on the number of threads.
 
@@ -117,5 +118,62 @@ void graft_gate_gradient(const float* d_hidden, const bf16* gate, const bf16* up
       store16(d_up + at, _mm512_mul_ps(d, activated), lanes);
       store16(d_gate + at, _mm512_mul_ps(_mm512_mul_ps(d, u), slope), lanes);
     }
+}
+
+// A softmax over blocks of the vocabulary, one block at a time. z = logits factor; state is [3][rows]:
+//   top = max z,  total = sum exp(z - top),  weighted = sum exp(z - top) (z - top)
+// over the columns so far. Writes z to the logits.
+void graft_softmax_block(float* logits, int64_t rows, int64_t columns, float factor, float* state, int32_t threads) {
+  float *tops = state, *totals = state + rows, *weighted = state + 2 * rows;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; ++row) {
+    float* at = logits + row * columns;
+    __m512 top = _mm512_set1_ps(tops[row]);
+    for (int64_t i = 0; i < columns; i += TILE) {
+      const __mmask16 lanes = first_lanes(columns - i);
+      const __m512 z = _mm512_mul_ps(load16(at + i, lanes), _mm512_set1_ps(factor));
+      store16(at + i, z, lanes);
+      top = _mm512_mask_max_ps(top, lanes, top, z);
+    }
+    const float highest = _mm512_reduce_max_ps(top);
+    __m512 sum = _mm512_setzero_ps(), moment = _mm512_setzero_ps();
+    for (int64_t i = 0; i < columns; i += TILE) {
+      const __mmask16 lanes = first_lanes(columns - i);
+      const __m512 shifted = _mm512_sub_ps(load16(at + i, lanes), _mm512_set1_ps(highest));
+      const __m512 weight = _mm512_maskz_mov_ps(lanes, exponential(shifted));
+      sum = _mm512_add_ps(sum, weight);
+      moment = _mm512_mask3_fmadd_ps(weight, shifted, moment, lanes);
+    }
+    const float drop = tops[row] - highest, scale = std::exp(drop);  // of what was summed below the former top
+    const float former = totals[row] == 0 ? 0 : scale * (weighted[row] + drop * totals[row]);
+    totals[row] = scale * totals[row] + _mm512_reduce_add_ps(sum);
+    weighted[row] = former + _mm512_reduce_add_ps(moment);
+    tops[row] = highest;
+  }
+}
+
+// d_logits [rows, columns] in bf16 from the logits and what is known of each row, with z = logits factor:
+//   p = exp(z - log_sum),  d = factor (d_logprob (1[i = target] - p) - d_entropy p (z - log_sum + entropy))
+// `facts` is [4][rows]: log_sum, entropy, d_logprob, d_entropy. Targets count from the block's first column.
+void graft_softmax_gradient(const float* logits, int64_t rows, int64_t columns, float factor, const float* facts,
+                            const int64_t* targets, int64_t first, bf16* out, int64_t out_stride, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; ++row) {
+    const __m512 log_sum = _mm512_set1_ps(facts[row]), entropy = _mm512_set1_ps(facts[rows + row]);
+    const float d_logprob = facts[2 * rows + row];
+    const __m512 d_entropy = _mm512_set1_ps(facts[3 * rows + row]);
+    const int64_t target = targets[row] - first;
+    for (int64_t i = 0; i < columns; i += TILE) {
+      const __mmask16 lanes = first_lanes(columns - i);
+      const __m512 z = _mm512_mul_ps(load16(logits + row * columns + i, lanes), _mm512_set1_ps(factor));
+      const __m512 log_p = _mm512_sub_ps(z, log_sum), p = exponential(log_p);
+      // a token that could not be drawn: p = 0 and log p is huge, but finite
+      __m512 slope = _mm512_fmadd_ps(d_entropy, _mm512_add_ps(log_p, entropy), _mm512_set1_ps(d_logprob));
+      __m512 gradient = _mm512_fnmadd_ps(p, slope, _mm512_setzero_ps());
+      if (target >= i && target < i + TILE)
+        gradient = _mm512_mask_add_ps(gradient, __mmask16(1u << (target - i)), gradient, _mm512_set1_ps(d_logprob));
+      store16(out + row * out_stride + i, _mm512_mul_ps(gradient, _mm512_set1_ps(factor)), lanes);
+    }
+  }
 }
 }
