@@ -18,7 +18,7 @@ from graft.evaluation import evaluate
 from graft.grading.function import DEFAULT_MAX_FAILURE_RATE
 from graft.grading.grade import grade_trees
 from graft.interrupt import Interrupt
-from graft.memory import memory_errors, peak_memory_gb
+from graft.memory import memory_errors, peak_memory_gb, return_freed_memory
 from graft.model import plain_state
 from graft.objective.kl import k3
 from graft.phases import Phase, phases_of
@@ -105,8 +105,10 @@ class Loop:
             step.trees = self.work_out(phase, step.prompts)
         step.credit = algorithm.credit(step.trees, step.grades, phase.settings)
         batches = self.pack(step.trees, step.credit)
+        self.make_room()
         with step.timed("update"):
             self.update(phase, algorithm, step, batches)
+        self.make_room()
 
     def sample(self, phase: Phase, step: Step) -> list[Tree]:
         """The engine draws a group of completions for each prompt."""
@@ -340,6 +342,12 @@ class Loop:
             weights = {name: tensor.detach().clone() for name, tensor in plain_state(policy).items()}
             self.checkpoints.save_anchor(weights)
         return build_forward(frozen_copy(policy, weights), self.parts.forward.precision)
+
+    def make_room(self) -> None:
+        """Between sampling and the update: neither needs the other's memory."""
+        if self.parts.engine is not None:
+            self.parts.engine.drop_weights()
+        return_freed_memory()
 
     def load_engine(self) -> None:
         """Give the engine the policy's weights if it has older ones."""

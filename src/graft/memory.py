@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,13 @@ def peak_memory_gb(device: torch.device) -> float:
     """Most memory used so far, in units of 10^9 bytes: of the GPU where there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        # the process's own; getrusage counts what its parent held when it was forked
+        [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024 / 1e9
+    except (OSError, ValueError):
+        pass
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -44,6 +52,18 @@ def _too_little(activity: str, settings: str, error: BaseException) -> ResourceE
     return ResourceError(
         f"memory ran out during {activity} ({first}). Lower {settings}; `graft resume` goes on."
     )
+
+
+def return_freed_memory() -> None:
+    """Give what is free back to the system, where glibc manages it: between stages that need different memory.
+
+    Kept pieces of one stage's sizes seldom fit the next one's; over a few steps a process would grow by a third.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # not glibc
+        return
+    trim(0)
 
 
 def keep_freed_memory() -> bool:

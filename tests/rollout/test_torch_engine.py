@@ -345,6 +345,17 @@ def test_the_weights_are_a_copy(build, model):
     assert [c.logprobs.tolist() for c in after[0]] == [c.logprobs.tolist() for c in before[0]]
 
 
+def test_dropped_weights_come_back(build, model):
+    engine = build()
+    prefixes, keys, sampling = random_prefixes(5), keys_for(3), SamplingSettings(6)
+    before = engine.grow(prefixes, keys, sampling)
+    engine.drop_weights()
+    assert engine.version == -1
+    engine.load_weights(model.state_dict(), version=1)
+    after = engine.grow(prefixes, keys, sampling)
+    assert [c.logprobs.tolist() for c in after[0]] == [c.logprobs.tolist() for c in before[0]]
+
+
 @pytest.mark.parametrize("filters", [{}, {"top_k": 5}], ids=str)
 def test_weights_that_give_no_finite_number_are_said_to_have_diverged(build, model, filters):
     engine = build()
@@ -364,6 +375,8 @@ class FailingDecoder:
         self.ended = 0
 
     def load_weights(self, state: Mapping[str, torch.Tensor]) -> None: ...
+
+    def drop_weights(self) -> None: ...
 
     def begin(self, prefixes: Sequence[np.ndarray], slots: int, max_new_tokens: int) -> torch.Tensor:
         return torch.zeros(len(prefixes), 4)

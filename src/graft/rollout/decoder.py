@@ -28,6 +28,10 @@ class Decoder(Protocol):
         """Copy the plain model's state dict, cast to the engine's dtype. Drops all caches."""
         ...
 
+    def drop_weights(self) -> None:
+        """Give back the memory of weights and caches until `load_weights` is called again."""
+        ...
+
     def begin(self, prefixes: Sequence[Tokens], slots: int, max_new_tokens: int) -> torch.Tensor:
         """Compute every prefix once and keep its keys and values; make room for `slots` growing rows.
 

@@ -56,3 +56,7 @@ class Engine(Protocol):
     def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None:
         """Take over the policy's current weights; `version` counts optimiser steps."""
         ...
+
+    def drop_weights(self) -> None:
+        """Give their memory back until the next `load_weights`."""
+        ...

@@ -58,10 +58,17 @@ class HuggingFaceDecoder:
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Copy the weights in; `state` is the plain model's state dict."""
-        own = self._model.state_dict()
-        for name, target in own.items():
+        for name, target in self._model.state_dict(keep_vars=True).items():
+            if target.shape != state[name].shape:  # after drop_weights
+                target.data = target.data.new_empty(state[name].shape)
             target.copy_(state[name])
         self._cache = _Cache()
+
+    def drop_weights(self) -> None:
+        """Give back the memory of weights and caches; see `Decoder.drop_weights`."""
+        self._cache = _Cache()
+        for parameter in self._model.parameters():
+            parameter.data = parameter.data.new_empty(0)
 
     @torch.no_grad()
     def begin(self, prefixes: Sequence[Tokens], slots: int, max_new_tokens: int) -> Tensor:

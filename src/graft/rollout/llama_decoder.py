@@ -206,6 +206,12 @@ class LlamaDecoder:
                 f"the model has no weight {error}; the fast decoder wants a plain {MODEL_TYPES} model"
             ) from error
 
+    def drop_weights(self) -> None:
+        """Give back the memory of packed weights and caches; see `Decoder.drop_weights`."""
+        self.end()
+        self._layers, self._head = [], None
+        self._arena, self._embedding = torch.empty(0, dtype=torch.uint8), torch.empty(0)
+
     def _allocate(self, state: Mapping[str, torch.Tensor]) -> None:
         qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
         gate_up = 2 * round_up(self.feed_forward, TILE)

@@ -50,6 +50,11 @@ class TorchEngine:
         self.decoder.load_weights(state)
         self.version = version
 
+    def drop_weights(self) -> None:
+        """Give the memory of weights and caches back until the next `load_weights`."""
+        self.decoder.drop_weights()
+        self.version = -1
+
     @torch.no_grad()
     def grow(
         self,
