@@ -21,6 +21,7 @@ from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.tensorboard import TensorBoardWriter
 from graft.report.terminal import Terminal, print_before_after
+from graft.report.tree_lines import well_formed
 from graft.report.trees import before_and_after, telling_pairs
 from graft.saved_runs import refuse_taken
 from graft.types import Purpose
@@ -213,10 +214,12 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
             raise
         summary = _closing_summary(summary, loop, folder, status="finished")
         folder.write_summary(summary)
-        write_report(folder.path)
+        write_report(folder.path, say=terminal.say)
     evaluations = [r for r in folder.read_metrics() if r["stage"] == Stage.EVALUATION]
     threshold = parts.config.evaluation.threshold
-    pairs = telling_pairs(before_and_after(folder.read_trees()), SHOWN_PAIRS, threshold=threshold)
+    pairs = telling_pairs(
+        before_and_after(well_formed(folder.read_trees(), lambda _: None)), SHOWN_PAIRS, threshold=threshold
+    )
     print_before_after(evaluations, pairs, threshold=threshold, console=terminal.console)
     terminal.say(f"report: {folder.path / 'report.html'}")
     return Run(folder.path, summary, parts)
