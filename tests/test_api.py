@@ -58,6 +58,7 @@ def test_importing_graft_imports_nothing_heavy_and_guards_first():
         "import sys, graft\n"
         "assert not {'torch', 'pydantic', 'numpy'} & set(sys.modules), 'heavy'\n"
         "graft.train, graft.evaluate, graft.GraftError, graft.__version__\n"
+        "import graft.runs, graft.pull\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

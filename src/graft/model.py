@@ -14,11 +14,9 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -27,6 +25,9 @@ from graft.data.chat import end_of_turn_id
 from graft.errors import ModelError
 from graft.gguf_model import load_gguf, load_gguf_tokenizer, no_progress_bars, plain_model
 from graft.pull import EMBEDDED, Progress, default_cache, list_models, nearest_embedded, pull
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = [
     "EMBEDDED",
@@ -92,7 +93,7 @@ class Policy:
     @property
     def plain(self) -> Any:
         """Transformers' own module, inside the adapter's wrapper if there is one."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model if self.adapter is None else self.model.get_base_model()
 
 
 def resolve(name: str, cache: Path, progress: Progress | None = None) -> Path | str:
@@ -201,8 +202,10 @@ def plain_state(policy: Policy) -> dict[str, Tensor]:
     Tensors that no adapter changes share memory with the policy: copy them before they are changed.
     """
     state = policy.plain.state_dict()
-    if not isinstance(policy.model, PeftModel):
+    if policy.adapter is None:
         return state
+    from peft.tuners.lora import LoraLayer
+
     merged = {}
     layers: dict[str, Any] = {
         name: module for name, module in policy.plain.named_modules() if isinstance(module, LoraLayer)
@@ -409,6 +412,9 @@ def _refuse_if_tokens_see_their_future(name: str, model: PreTrainedModel) -> Non
 
 
 def _with_adapter(name: str, model: PreTrainedModel, adapter: AdapterSettings, seed: int) -> PeftModel:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
     settings = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType] (annotated int, used as a factor)

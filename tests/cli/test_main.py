@@ -25,7 +25,7 @@ def test_the_help_needs_no_torch_and_lists_commands_and_exit_codes():
         "try:\n"
         "    main(['--help'])\n"
         "except SystemExit as done:\n"
-        "    heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'transformers', 'numpy', 'graft.config'} & set(sys.modules)\n"
         "    sys.exit(f'imported {heavy}' if heavy else done.code)\n"
     )
     assert ended.returncode == 0, ended.stderr
@@ -33,6 +33,31 @@ def test_the_help_needs_no_torch_and_lists_commands_and_exit_codes():
         assert f"\n  {command} " in ended.stdout
     for code, meaning in EXIT_CODES.items():
         assert f"{code:>3}  {meaning}" in ended.stdout
+
+
+def test_what_needs_no_model_imports_no_torch(task, tmp_path):
+    """A refused run, the list of models and the report come at once."""
+    (task / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "config.toml").write_text("")
+    for arguments, code in (
+        (["train", str(task / "config.toml")], 2),
+        (["resume", str(tmp_path / "nowhere")], 3),
+        (["eval", str(tmp_path)], 2),
+        (["model", "list"], 0),
+        (["settings"], 0),
+        (["report", str(tmp_path / "done")], 0),
+    ):
+        ended = run_python(
+            "import sys\n"
+            "from graft.cli.main import main\n"
+            "try:\n"
+            f"    main({arguments!r})\n"
+            "except SystemExit as done:\n"
+            "    heavy = {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
+            "    sys.exit(f'imported {heavy}' if heavy else done.code)\n"
+        )
+        assert ended.returncode == code, (arguments, ended.stderr)
 
 
 def test_every_kind_of_error_has_a_documented_exit_code():

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft.cli.common import say
-from graft.config import Model, Rollout
 from graft.report.text import visible
-from graft.saved_runs import holds_run, load_run_weights, read_run_config
 
 if TYPE_CHECKING:
     from graft.types import Message
@@ -57,6 +55,9 @@ def chat(
 
 
 def _open_model(name: str, *, temperature: float, max_new_tokens: int, seed: int) -> Answer:
+    from graft.config import Model, Rollout
+    from graft.saved_runs import holds_run, load_run_weights, read_run_config
+
     trained = holds_run(name)
     config = read_run_config(name) if trained else None
     model = config.model if config else Model(name=name)

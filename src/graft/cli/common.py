@@ -13,7 +13,6 @@ import typer
 
 from graft.interrupt import Interrupted
 from graft.report.run_folder import to_plain
-from graft.saved_runs import holds_run
 
 Overrides = Annotated[
     list[str] | None,
@@ -47,6 +46,8 @@ def says_how_to_go_on(run: str | Path) -> Iterator[None]:
         say(f"interrupted ({stopped}): a checkpoint is written. Go on with: graft resume {run}")
         raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:  # before the first step, or the second Ctrl-C
+        from graft.saved_runs import holds_run
+
         if holds_run(run):
             say(f"stopped at once, without a checkpoint of this moment. Go on with: graft resume {run}")
         else:

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, Overrides, print_json, say
-from graft.config import RunConfig
-from graft.config_file import load_config
 from graft.errors import ConfigError
-from graft.saved_runs import holds_run, load_run_weights, read_run_config
 
 if TYPE_CHECKING:
+    from graft.config import RunConfig
     from graft.evaluation import Estimate, Evaluation
 
 
@@ -44,6 +42,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on held-out rows: pass@1 and pass@k with 95 % intervals. Writes nothing."""
+    from graft.config_file import load_config
+    from graft.saved_runs import holds_run, load_run_weights, read_run_config
+
     trained = holds_run(target)
     if not trained and target.is_dir():
         raise ConfigError(f"{target}: a folder, but no run's. Give a run folder or a settings file.")

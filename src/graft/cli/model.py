@@ -9,7 +9,6 @@ import typer
 
 from graft.cli.chat import chat
 from graft.cli.common import AsJson, print_json, say
-from graft.saved_runs import load_run_weights, read_run_config
 
 model = typer.Typer(
     name="model", help="Fetch, list, export and talk to models.", no_args_is_help=True, rich_markup_mode=None
@@ -69,6 +68,8 @@ def export_run(
     ] = None,
 ) -> None:
     """Write a run's model as a folder that transformers (or PEFT) loads. Prints the folder."""
+    from graft.saved_runs import load_run_weights, read_run_config
+
     config = read_run_config(run)
     from graft.assemble import choose_device, load_policy
     from graft.model import export

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from graft.cli.common import say
+
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]) -> None:
     """Write a run's report.html again, from its folder alone. Prints the path."""
     from graft.report.html import write_report
 
-    print(write_report(run))
+    print(write_report(run, say=say))

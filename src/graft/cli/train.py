@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from graft.cli.common import AsJson, Overrides, print_json, say, says_how_to_go_on
-from graft.config_file import load_config
-from graft.saved_runs import free_run_folder
 
 
 def train(
@@ -30,6 +28,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a settings file says. Prints the run folder."""
+    from graft.config_file import load_config
+    from graft.saved_runs import free_run_folder
+
     settings = load_config(config, overrides or ())
     if dry_run:
         from graft.trial import estimate_run

@@ -12,6 +12,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ MAX_TREES = 400
 
 _SCRIPTS = ("charts.js", "samples.js")
 _SMOOTH_FROM = 30
+_LEFT_OUT_NAMED = 5
 _AXES = (("step", "steps"), ("generated_tokens", "generated tokens"), ("seconds", "time"))
 _CHANGES = (
     ("all", "All"),
@@ -46,12 +48,15 @@ _CHANGES = (
 )
 
 
-def write_report(run_folder: str | Path, *, max_trees: int = MAX_TREES) -> Path:
+def write_report(
+    run_folder: str | Path, *, max_trees: int = MAX_TREES, say: Callable[[str], None] | None = None
+) -> Path:
     """Write `report.html` into a run folder, finished or not, and return its path.
 
     Args:
         run_folder: the folder that a run wrote.
         max_trees: most training trees on the page; the steps shown are at even distances.
+        say: told of lines that are left out because they are no tree records; the page names them too.
 
     Raises:
         DataError: the folder is not a run's, or a file in it is damaged.
@@ -59,7 +64,11 @@ def write_report(run_folder: str | Path, *, max_trees: int = MAX_TREES) -> Path:
     """
     folder = RunFolder.open(run_folder)
     path = folder.path / REPORT_FILE
-    write_atomically(path, render_report(read_run(folder, max_trees=max_trees)))
+    run = read_run(folder, max_trees=max_trees)
+    write_atomically(path, render_report(run))
+    if say is not None:
+        for problem in run.left_out:
+            say(f"{folder.path}: left out of the report: {problem}")
     return path
 
 
@@ -78,7 +87,7 @@ def render_report(run: Run) -> str:
             "axis_switch": _axis_switch(data),
             "curves": _curves(run, data["charts"]),
             "pairs": _pairs(run, data["pairs"]),
-            "samples": _samples(run, data["steps"]),
+            "samples": _samples(run, data["steps"]) + _left_out(run),
             "config": html.escape(visible(run.config)) or "config.toml is missing from the run folder.",
             "meanings": _meanings(),
             "footer": footer(run),
@@ -193,6 +202,15 @@ def _samples(run: Run, steps: list[dict[str, Any]]) -> str:
         f'<p class="note">{len(steps):,} of {total:,} steps are on this page, at even distances, with up to '
         f"{PROMPTS_PER_STEP} prompts each. trees.jsonl has all of them.</p>"
     )
+
+
+def _left_out(run: Run) -> str:
+    if not run.left_out:
+        return ""
+    count = len(run.left_out)
+    lines = "1 line is" if count == 1 else f"{count} lines are"
+    named = "; ".join(run.left_out[:_LEFT_OUT_NAMED]) + ("; …" if count > _LEFT_OUT_NAMED else "")
+    return f'\n<p class="note">{lines} no tree record and left out: {html.escape(visible(named))}.</p>'
 
 
 def _meanings() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from graft.report.metrics import METRICS, Metric, Stage, find_metric
 from graft.report.run_folder import RunFolder, to_plain
 from graft.report.text import visible
+from graft.report.tree_lines import well_formed
 from graft.report.trees import (
     ShownPair,
     ShownSample,
@@ -50,6 +51,8 @@ class Run:
     """Training step to the prompts of it that the page shows, with their samples."""
 
     pairs: Sequence[ShownPair]
+    left_out: Sequence[str]
+    """Lines of `trees.jsonl` that are no tree records, and why."""
 
     @property
     def threshold(self) -> float:
@@ -69,13 +72,15 @@ def read_run(folder: RunFolder, *, max_trees: int) -> Run:
         max_trees: most training trees kept, of steps at even distances.
 
     Raises:
-        DataError: a file of the folder is damaged.
+        DataError: a file of the folder is damaged: a line is not JSON. A line of `trees.jsonl` that is JSON but no
+            tree record is left out and named in `Run.left_out`.
     """
     records = folder.read_metrics()
     steps = sorted({record["step"] for record in records if record["stage"] == Stage.TRAIN})
     shown: dict[int, list[dict[str, Any]]] = {step: [] for step in evenly(steps, max(1, max_trees))}
     held_out: list[Mapping[str, Any]] = []
-    for tree in folder.read_trees():
+    left_out: list[str] = []
+    for tree in well_formed(folder.read_trees(), left_out.append):
         if tree["stage"] == Stage.EVALUATION:
             held_out.append(tree)
         elif tree["step"] in shown and len(shown[tree["step"]]) < PROMPTS_PER_STEP:
@@ -88,6 +93,7 @@ def read_run(folder: RunFolder, *, max_trees: int) -> Run:
         records=records,
         shown_steps=_fit(_limit({step: prompts for step, prompts in shown.items() if prompts}, max_trees)),
         pairs=before_and_after(held_out),
+        left_out=left_out,
     )
 
 
