@@ -80,6 +80,8 @@ class ScriptedEngine:
 
     def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None: ...
 
+    def drop_weights(self) -> None: ...
+
     def grow(
         self,
         prefixes: Sequence[np.ndarray],

@@ -126,7 +126,7 @@ def test_the_native_head(block, truncated, monkeypatch):
         mask[torch.arange(45), targets] = True
         kept = KeptRows.of(KeptTokens.of([entry_of(own.numpy()) for own in mask], 150))
     exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
-    wanted = plain(*exact, targets, 1.3, mask)
+    wanted = plain(exact[0], exact[1], targets, 1.3, mask)
     settings = {"temperature": 1.3, "entropy_gradient": True, "kernels": NativeHead(), "kept": kept}
     ours = score_tokens(hidden, weight, targets, **settings)
     for a, b in zip(ours, wanted, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -78,7 +78,7 @@ def accelerate(model: nn.Module, *, exclude: Collection[str] = ()) -> Accelerate
     return accelerated
 
 
-def _plain_linear(module: object) -> bool:
+def _plain_linear(module: object) -> TypeGuard[nn.Linear]:
     return (
         type(module) is nn.Linear
         and module.weight.device.type == "cpu"
