@@ -41,7 +41,7 @@ class Precision:
 
 
 class PolicyForward:
-    """A Hugging Face causal model, split into the body that sees the packed row and its chunked LM head."""
+    """A Hugging Face causal model, split into the body that sees the packed row and its LM head."""
 
     def __init__(self, model: PreTrainedModel, precision: Precision) -> None:
         """Prepare a model for packed rows: switches its attention to `graft_tree`.
