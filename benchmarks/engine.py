@@ -13,7 +13,6 @@ import graft  # noqa: F401  sets the variables that every side inherits
 
 # isort: split
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +28,8 @@ TARGETS = {"ratio_generic": ">= 2", "ratio_fast": ">= 3"}
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and return what was printed."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
     machine = harness.machine()
     settings = {k: getattr(options, k) for k in ("model", "prompts", "samples", "new_tokens")}
     records: dict[str, list[dict[str, Any]]] = {}
@@ -48,37 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         harness.take_turns(sides, ["generate"], options.repeats)
         for side in sides:
             records[side.name], about[side.name] = side.records, side.about
-    report = {
-        "benchmark": "engine",
-        "command": harness.command_line(
-            "benchmarks.engine", sys.argv[1:] if arguments is None else arguments
-        ),
-        "date": harness.now(),
-        "machine": machine,
-        "environment": harness.environment(),
-        "settings": {**settings, "repeats": options.repeats},
-        "notes": harness.kernel_notes(),
-        **summarise(records, about),
-    }
-    text = as_text(report)
-    if options.json:
-        say(text)
-        print(json.dumps(report, indent=2))
-    else:
-        print(text)
+    report = harness.report_of(
+        "engine",
+        arguments,
+        machine=machine,
+        settings={**settings, "repeats": options.repeats},
+        notes=harness.kernel_notes(),
+        figures=summarise(records, about),
+    )
+    harness.publish(report, as_text(report), as_json=options.json)
     return report
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser("python -m benchmarks.engine", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON; the tables go to standard error")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each side after its warm-up")
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=8, help="for each prompt")
-    parser.add_argument("--new-tokens", type=int, default=64)
-    return parser.parse_args(arguments)
+    return harness.parser("engine", __doc__, repeats=5, new_tokens=64).parse_args(arguments)
 
 
 def summarise(
@@ -91,7 +75,7 @@ def summarise(
         about: what each side said of itself.
     """
     speed = {name: [r["tokens"] / r["seconds"] for r in own] for name, own in records.items()}
-    check_same({name: [r["tokens"] for r in own] for name, own in records.items()}, about)
+    harness.check_same({name: [r["tokens"] for r in own] for name, own in records.items()}, about)
     sides = {
         name: {
             "tokens_per_second": spread(speed[name]),
@@ -112,17 +96,6 @@ def summarise(
     cpu = {name: [r["cpu_seconds"] for r in own] for name, own in records.items()}
     cpu_ratios = {f"ratio_{name}": ratio(cpu["hf bf16"], cpu[f"{name} bf16"]) for name in ("generic", "fast")}
     return {"sides": sides, "peer_fastest": fastest, "ratios": ratios, "cpu_ratios": cpu_ratios}
-
-
-def check_same(tokens: Mapping[str, Sequence[int]], about: Mapping[str, Mapping[str, Any]]) -> None:
-    """All sides must have had the same prompts and made as many tokens."""
-    if len({n for own in tokens.values() for n in own}) > 1:
-        raise ValueError(f"the sides made different numbers of tokens: {dict(tokens)}")
-    if len({tuple(facts["prompt_tokens"]) for facts in about.values()}) > 1:
-        raise ValueError(
-            "the sides had prompts of different lengths: "
-            f"{ {name: facts['prompt_tokens'] for name, facts in about.items()} }"
-        )
 
 
 def as_text(report: Mapping[str, Any]) -> str:
@@ -148,10 +121,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             harness.table(["side", "tokens/s", "seconds", "CPU seconds", "peak GB", "kernels"], rows),
             "",
             f"the peer's faster type: {report['peer_fastest']}",
-            harness.ratio_table(report["ratios"], TARGETS),
-            "",
-            "The same in CPU seconds, which work beside the benchmark hardly changes:",
-            harness.ratio_table(report["cpu_ratios"], {}),
+            harness.ratio_tables(report, TARGETS),
         ]
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -222,6 +223,78 @@ def ratio_table(ratios: Mapping[str, Mapping[str, float]], targets: Mapping[str,
         ["ratio", "median (low-high)", "target"],
         [[name, cell(figures), targets.get(name, "")] for name, figures in ratios.items()],
     )
+
+
+def check_same(tokens: Mapping[str, Sequence[int]], about: Mapping[str, Mapping[str, Any]]) -> None:
+    """All sides must have had the same prompts and made as many tokens."""
+    if len({n for own in tokens.values() for n in own}) > 1:
+        raise ValueError(f"the sides made different numbers of tokens: {dict(tokens)}")
+    if len({tuple(facts["prompt_tokens"]) for facts in about.values()}) > 1:
+        raise ValueError(
+            "the sides had prompts of different lengths: "
+            f"{ {name: facts['prompt_tokens'] for name, facts in about.items()} }"
+        )
+
+
+def ratio_tables(report: Mapping[str, Any], targets: Mapping[str, str]) -> str:
+    """The ratios of seconds and of CPU seconds."""
+    return "\n".join(
+        [
+            ratio_table(report["ratios"], targets),
+            "",
+            "The same in CPU seconds, which work beside the benchmark hardly changes:",
+            ratio_table(report["cpu_ratios"], {}),
+        ]
+    )
+
+
+def parser(
+    benchmark: str, description: str | None, *, repeats: int, new_tokens: int
+) -> argparse.ArgumentParser:
+    """The options that every benchmark has, with its own defaults."""
+    options = argparse.ArgumentParser(
+        f"python -m benchmarks.{benchmark}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("--json", action="store_true", help="print JSON; the tables go to standard error")
+    options.add_argument("--repeats", type=int, default=repeats, help="turns of each side after its warm-up")
+    options.add_argument("--model", default="smollm2-135m-instruct")
+    options.add_argument("--prompts", type=int, default=8)
+    options.add_argument("--samples", type=int, default=8, help="for each prompt")
+    options.add_argument("--new-tokens", type=int, default=new_tokens)
+    return options
+
+
+def report_of(
+    benchmark: str,
+    arguments: Sequence[str],
+    *,
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    notes: Sequence[str],
+    figures: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `--json` prints: what was run, where and when, and its figures."""
+    return {
+        "benchmark": benchmark,
+        "command": command_line(f"benchmarks.{benchmark}", arguments),
+        "date": now(),
+        "machine": machine,
+        "environment": environment(),
+        "settings": settings,
+        "notes": notes,
+        **figures,
+    }
+
+
+def publish(report: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Print the tables; as JSON the report, and the tables to standard error."""
+    if as_json:
+        say(text)
+        print(json.dumps(report, indent=2))
+    else:
+        print(text)
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:

@@ -16,7 +16,6 @@ import graft  # noqa: F401  sets the variables that every side inherits
 
 # isort: split
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.engine import check_same
 from benchmarks.harness import ROOT, Side, cell, ratio, say, spread
 from graft.model import default_cache, resolve
 
@@ -49,7 +47,8 @@ OWN_LOW = "graft low memory"
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and return what was printed."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
     if not Path(options.trl_python).exists():
         sys.exit(
             f"{options.trl_python}: no such file. TRL runs in an environment of its own:\n"
@@ -58,16 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
     machine = harness.machine()
     measured = measure_all(options)
-    report = {
-        "benchmark": "step",
-        "command": harness.command_line("benchmarks.step", sys.argv[1:] if arguments is None else arguments),
-        "date": harness.now(),
-        "machine": machine,
-        "environment": harness.environment(),
-        "settings": {
-            k: getattr(options, k) for k in ("model", "prompts", "samples", "new_tokens", "repeats")
-        },
-        "notes": [
+    report = harness.report_of(
+        "step",
+        arguments,
+        machine=machine,
+        settings={k: getattr(options, k) for k in ("model", "prompts", "samples", "new_tokens", "repeats")},
+        notes=[
             *harness.kernel_notes(),
             f"{PEER_FP32} was not measured."
             if options.skip_fp32
@@ -75,26 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             f"{OWN}: {describe(GRAFT)}. {OWN_LOW}: {describe(LOW_MEMORY)}. TRL: batches of {options.trl_batch}"
             f" samples, accumulated to {options.prompts * options.samples}.",
         ],
-        **summarise(*measured),
-    }
-    text = as_text(report)
-    if options.json:
-        say(text)
-        print(json.dumps(report, indent=2))
-    else:
-        print(text)
+        figures=summarise(*measured),
+    )
+    harness.publish(report, as_text(report), as_json=options.json)
     return report
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON; the tables go to standard error")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each side after its warm-up")
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=8, help="for each prompt")
-    parser.add_argument("--new-tokens", type=int, default=40)
+    parser = harness.parser("step", __doc__, repeats=3, new_tokens=40)
     parser.add_argument("--trl-python", default=str(PEER_PYTHON), help="interpreter that can import trl")
     parser.add_argument(
         "--skip-fp32", action="store_true", help="leave out TRL in fp32 (and `_against_fastest`)"
@@ -175,7 +159,7 @@ def summarise(
         about: what each side said of itself.
         checkpointing_seconds: the peer's step with gradient checkpointing `on` and `off`.
     """
-    check_same({name: [r["tokens"] for r in own] for name, own in records.items()}, about)
+    harness.check_same({name: [r["tokens"] for r in own] for name, own in records.items()}, about)
     seconds = {
         name: {case: [r["seconds"] for r in own if r["case"] == case] for case in CASES}
         for name, own in records.items()
@@ -280,10 +264,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             f"{PEER}, gradient checkpointing: "
             + ", ".join(f"{setting} {seconds:.1f} s" for setting, seconds in tried.items())
             + f"; the peer's faster type: {report['peer_fastest'] or 'not measured'}",
-            harness.ratio_table(report["ratios"], TARGETS),
-            "",
-            "The same in CPU seconds, which work beside the benchmark hardly changes:",
-            harness.ratio_table(report["cpu_ratios"], {}),
+            harness.ratio_tables(report, TARGETS),
             "",
             harness.table(["memory, ours / peer", "ratio", "target"], memory),
         ]

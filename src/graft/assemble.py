@@ -212,7 +212,7 @@ def load_worked(reference: str, base: Path) -> Callable[[Mapping[str, Any]], str
         def from_key(item: Mapping[str, Any]) -> str:
             value = item.get(key)
             if not isinstance(value, str):
-                raise DataError(f"worked completion: item.{key} must be text, got {value!r}")
+                raise DataError(f"item.{key} must be text, got {value!r}")
             return value
 
         return from_key

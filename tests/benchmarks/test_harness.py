@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -198,3 +199,29 @@ def report_around(summary: dict[str, object]) -> dict[str, object]:
         "settings": {"prompts": 8, "samples": 8, "new_tokens": 40, "repeats": 2},
         **summary,
     }
+
+
+@pytest.mark.parametrize("benchmark", [engine, step])
+def test_the_options_of_both_benchmarks(benchmark) -> None:
+    options = benchmark.parse(["--json", "--prompts", "3"])
+    assert (options.json, options.prompts, options.samples) == (True, 3, 8)
+    assert (options.repeats, options.new_tokens) == ((5, 64) if benchmark is engine else (3, 40))
+
+
+def test_a_report_is_printed_as_tables_or_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    report = harness.report_of(
+        "engine",
+        ["--json"],
+        machine={"cores": 2},
+        settings={"prompts": 8},
+        notes=["a note"],
+        figures={"ratios": {"ratio_fast": 3.0}},
+    )
+    assert report["command"] == "python -m benchmarks.engine --json"
+    harness.publish(report, "the tables", as_json=True)
+    said = capsys.readouterr()
+    assert said.err == "the tables\n"
+    assert json.loads(said.out) == report
+    assert json.loads(said.out)["ratios"] == {"ratio_fast": 3.0}
+    harness.publish(report, "the tables", as_json=False)
+    assert capsys.readouterr() == ("the tables\n", "")

@@ -22,20 +22,22 @@ def worked_trees(
         encoder: turns the text into the ids that the model would emit, its end-of-turn token last.
 
     Raises:
-        DataError: `worked` fails on a row or returns no text.
+        DataError: `worked` fails on a row or returns no text, or the text cannot be templated; names the row.
     """
     return [_worked_tree(prompt, worked, encoder) for prompt in prompts]
 
 
 def _worked_tree(prompt: Prompt, worked: Callable[[Mapping[str, Any]], str], encoder: ChatEncoder) -> Tree:
+    where = f"worked completion of row {prompt.row}"
     try:
         text = worked(prompt.item)
-    except DataError:
-        raise
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"want text, got {text!r}")
+        tokens = encoder.encode_completion(text)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     except Exception as error:
-        raise DataError(f"worked completion of row {prompt.row}: {type(error).__name__}: {error}") from error
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"worked completion of row {prompt.row}: want text, got {text!r}")
+        raise DataError(f"{where}: {type(error).__name__}: {error}") from error
     tree = Tree(prompt)
-    tree.add(ROOT, encoder.encode_completion(text), group=tree.new_group(), kind=Kind.COMPLETION, stop=None)
+    tree.add(ROOT, tokens, group=tree.new_group(), kind=Kind.COMPLETION, stop=None)
     return tree

@@ -1,0 +1,63 @@
+"""What the page is given: which charts, which steps, in which order. Columns and cuts: `test_html.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from graft.report import page_data
+from graft.report.metrics import METRICS, Stage
+from graft.report.page_data import chart_meaning, chart_titles, charts, read_run, run_seconds
+from graft.report.run_folder import RunFolder
+from tests.report.synthetic import write_run
+
+
+def test_every_declared_chart_once_the_featured_first_and_the_loss_last():
+    titles = chart_titles()
+    assert len(set(titles)) == len(titles)
+    assert set(titles) == {metric.chart for metric in METRICS.values() if metric.chart}
+    assert titles[:2] == ["Reward", "Held-out accuracy"]
+    assert titles[-1] == "Loss"
+    assert all(chart_meaning(title) for title in titles)
+
+
+def test_a_chart_needs_a_value_and_the_loss_of_reinforcement_is_none(tmp_path: Path):
+    with RunFolder.create(tmp_path / "run", "") as folder:
+        folder.append_metrics({"step": 1, "stage": "warm_start", "loss": 2.0})
+        folder.append_metrics({"step": 1, "stage": "train", "loss": 0.0, "reward_mean": 0.5})
+    found = [(chart["title"], chart["stage"]) for chart in charts(read_run(folder, max_trees=9))]
+    assert found == [("Reward", "train"), ("Warm-start loss", "warm_start")]
+
+
+def test_seconds_are_those_of_steps_and_evaluations():
+    records = [{"step_seconds": 1.5}, {"evaluation_seconds": 4.0}, {"loss": 1.0}]
+    assert run_seconds(records) == 5.5
+
+
+@pytest.mark.parametrize("max_trees", [1, 7, 400])
+def test_steps_keep_their_order_first_and_last(tmp_path: Path, max_trees: int):
+    run = read_run(
+        write_run(tmp_path / "run", steps=9, prompts_per_step=2, evaluate=False), max_trees=max_trees
+    )
+    shown = list(run.shown_steps)
+    assert shown == sorted(shown)
+    assert sum(len(prompts) for prompts in run.shown_steps.values()) <= max_trees
+    assert set(shown) <= {record["step"] for record in run.of_stage(Stage.TRAIN)}
+    if max_trees >= 4:
+        assert (shown[0], shown[-1]) == (1, 9)
+
+
+def test_texts_that_would_make_the_page_slow_leave_fewer_steps(tmp_path: Path, monkeypatch):
+    folder = write_run(tmp_path / "run", steps=8, evaluate=False)
+    whole = read_run(folder, max_trees=400).shown_steps
+    size = sum(page_data._characters(prompt) for prompts in whole.values() for prompt in prompts)
+    monkeypatch.setattr(page_data, "CHARACTERS_ON_PAGE", size // 2)
+    assert list(whole) == list(range(1, 9))
+    assert len(read_run(folder, max_trees=400).shown_steps) == 4
+
+
+def test_without_an_evaluation_section_solved_is_a_score_of_one(tmp_path: Path):
+    assert read_run(RunFolder.create(tmp_path / "a", ""), max_trees=1).threshold == 1.0
+    own = RunFolder.create(tmp_path / "b", "[evaluation]\nthreshold = 0.5\n")
+    assert read_run(own, max_trees=1).threshold == 0.5
