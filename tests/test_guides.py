@@ -31,7 +31,7 @@ def test_python(tiny_model_folder, tmp_path, monkeypatch, capsys):
 def test_your_own_task(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("your-own-task.md", "sh") for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         name, *arguments = shlex.split(command)
         assert name == "graft"

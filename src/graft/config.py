@@ -68,7 +68,8 @@ class Data(Section):
     """`rows.jsonl` (OpenAI's RFT format or a prompt column), `rows.csv`, `gym:NAME` or `hub:NAME`."""
 
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the source: reasoning-gym's settings, or the hub's `name` and `split`."""
+    """Passed to the source: the settings of reasoning-gym's task, or the hub's `name` (the data set's configuration)
+    and `split`."""
 
     rows: int | None = Field(default=None, ge=1)
     """How many rows to read, held-out rows included. Needed for `gym:`, which has no end."""
@@ -305,7 +306,8 @@ class Checkpoints(Section):
     """What is kept on disk to go on from."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
+    """Steps between checkpoints. One is written at the end and on Ctrl-C in any case; without this there is no other,
+    and a run that is killed starts anew."""
 
     keep_last: int = Field(default=1, ge=1)
     """Newest checkpoints kept."""

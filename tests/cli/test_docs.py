@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from typer.main import get_command
 
+from graft.cli import main
 from graft.cli.docs import render_commands
 from graft.cli.main import EXIT_CODES, app
 
@@ -34,3 +36,15 @@ def test_flags_take_no_value_and_options_name_theirs():
     assert "| `--dry-run` |" in PAGE
     assert "| `--set KEY=VALUE` |" in PAGE
     assert "| `--temperature TEMPERATURE` | Of the sampling distribution. Default: 0.7. |" in PAGE
+
+
+def test_the_variables_that_graft_reads_are_listed():
+    source = Path(main.__file__).parents[1]
+    read = {
+        name
+        for path in source.rglob("*.py")
+        for name in re.findall(
+            r'environ(?:ment)?\.(?:get|setdefault)\("(\w+)"', path.read_text(encoding="utf-8")
+        )
+    }
+    assert {"GRAFT_CACHE", "GRAFT_KERNELS", "CXX"} <= read <= set(main.ENVIRONMENT)

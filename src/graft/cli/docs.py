@@ -10,7 +10,7 @@ from typing import Any
 from typer.main import get_command
 
 from graft.cli import settings
-from graft.cli.main import EXIT_CODES, app
+from graft.cli.main import ENVIRONMENT, EXIT_CODES, app
 from graft.report import metrics
 
 
@@ -40,6 +40,12 @@ def render_commands() -> str:
         "| Code | Meaning |",
         "|---|---|",
         *(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()),
+        "",
+        "## Environment variables",
+        "",
+        "| Variable | Meaning |",
+        "|---|---|",
+        *(f"| `{name}` | {meaning} |" for name, meaning in ENVIRONMENT.items()),
         "",
     ]
     for path, leaf in _leaves("graft", command):

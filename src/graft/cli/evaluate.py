@@ -21,7 +21,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CONFIG|RUN",
-            help="A settings file: its model is measured as it is given. A run: its newest checkpoint is.",
+            help="Of a settings file the model is measured as it was before training, of a run the newest checkpoint.",
         ),
     ],
     model: Annotated[

@@ -34,6 +34,16 @@ EXIT_CODES = {
     143: "stopped by SIGTERM; `graft resume` goes on",
 }
 
+ENVIRONMENT = {
+    "GRAFT_CACHE": "folder for models and compiled kernels; default `~/.cache/graft`",
+    "GRAFT_KERNELS": "`off`: go without the native kernels",
+    "CXX": "C++ compiler that builds the native kernels",
+    "GOMP_SPINCOUNT": "how long threads of GNU OpenMP spin before they sleep; set to a short time unless you set it "
+    "or `OMP_WAIT_POLICY`",
+    "ONEDNN_MAX_CPU_ISA": "cap of oneDNN's instruction set; set where oneDNN would die of a hypervisor that hides AMX, "
+    "unless you set it",
+}
+
 EPILOGUE = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {why}" for code, why in EXIT_CODES.items())
 
 app = typer.Typer(
