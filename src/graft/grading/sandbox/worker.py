@@ -291,14 +291,15 @@ def _start(settings: dict[str, Any], theirs: socket.socket, log: int) -> subproc
         )
         if as_root:
             info_end.close()
+            told = info.read()
             try:
-                _map_users(json.loads(info.read())["child-pid"])
-                go.write(b"1")
-            except (ValueError, OSError) as error:
+                if told:  # else it has ended, and its last words are in the log
+                    _map_users(json.loads(told)["child-pid"])
+                    go.write(b"1")
+            except OSError as error:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                said = os.pread(log, 4096, 0).decode("utf-8", "replace").splitlines()
-                raise bubblewrap.refusal(f"its user namespace could not be set up ({error})", said) from None
+                raise bubblewrap.refusal(f"its users could not be mapped: {error}", []) from None
     return process
 
 

@@ -55,13 +55,13 @@ def enter_own_files(limits: Mapping[str, Any]) -> None:
     os.chdir("/tmp")
 
 
-def set_limits(limits: Mapping[str, Any], *, isolated: bool, address_space: int) -> None:
+def set_limits(limits: Mapping[str, Any], *, isolated: bool, data_bytes: int) -> None:
     """Per-process limits of the kernel.
 
     Args:
         limits: `memory_mb` and the like.
         isolated: whether bubblewrap is around this process.
-        address_space: bytes of the warm interpreter's, which the call does not pay for.
+        data_bytes: private memory of the warm interpreter, which the call does not pay for.
 
     Raises:
         OSError, ValueError: the kernel refused.
@@ -74,7 +74,8 @@ def set_limits(limits: Mapping[str, Any], *, isolated: bool, address_space: int)
         resource.RLIMIT_CORE: 1,
     }
     if sys.platform == "linux":
-        wanted[resource.RLIMIT_AS] = address_space + limits["memory_mb"] * _MIB
+        # Private memory of each process. What processes share, and all of them together, the warm parent watches.
+        wanted[resource.RLIMIT_DATA] = data_bytes + limits["memory_mb"] * _MIB
         wanted[resource.RLIMIT_MSGQUEUE] = 0
         wanted[resource.RLIMIT_MEMLOCK] = 0
     if isolated:  # elsewhere all processes of the user count, graft's own too

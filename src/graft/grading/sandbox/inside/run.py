@@ -21,6 +21,9 @@ READY = b"ready\n"
 REASON_LENGTH = 4000
 """Characters of a traceback that are kept, its end."""
 
+REASON_FRAMES = 25
+"""Innermost frames of a traceback that are kept; there may be millions."""
+
 SOURCE_NAMES = ("<grader>", "<code>", "<test>")
 
 
@@ -122,7 +125,7 @@ def _trace(error: BaseException) -> str:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename not in SOURCE_NAMES:
             trace = trace.tb_next
-        text = "".join(traceback.format_exception(type(error), error, trace))
+        text = "".join(traceback.format_exception(type(error), error, trace, limit=-REASON_FRAMES))
     except BaseException as failure:  # anybody's `__str__`, or no memory left
         return f"{type(error).__name__}, whose traceback cannot be shown ({type(failure).__name__})"
     return text if len(text) <= REASON_LENGTH else "... " + text[-REASON_LENGTH:]

@@ -21,6 +21,7 @@ import resource
 import select
 import shutil
 import signal
+import site
 import socket
 import sys
 import tempfile
@@ -94,7 +95,7 @@ class WarmParent:
         self.limits = limits
         self._namespaces = confine.FreshProcessNamespaces() if isolated else None
         self._filter = confine.filter_here(isolated=isolated)
-        self._address_space = 0
+        self._data_bytes = 0
         self._received = b""
         self._pipes: list[int] = []
         self._wake, wake = os.pipe()
@@ -122,7 +123,7 @@ class WarmParent:
             with suppress(Exception):
                 importlib.import_module(name)
                 found.append(name)
-        self._address_space = _address_space()
+        self._data_bytes = _data_bytes()
         gc.collect()
         gc.freeze()  # collections in children shall not touch, and so copy, these objects
         return found
@@ -175,7 +176,7 @@ class WarmParent:
             confine.enter_own_files(self.limits)
         else:
             os.chdir(folder)
-        confine.set_limits(self.limits, isolated=self.isolated, address_space=self._address_space)
+        confine.set_limits(self.limits, isolated=self.isolated, data_bytes=self._data_bytes)
         confine.give_up_rights(self._filter, isolated=self.isolated)
         with open(payload, "rb") as file:
             call = json.loads(file.read())
@@ -205,7 +206,7 @@ class WarmParent:
                 if kill:
                     self._kill(child)
             if not ready and self.isolated and _memory_of_others() > self._memory_limit():
-                over = "memory"
+                over = "memory_mb"
                 self._kill(child)
 
     def _memory_limit(self) -> int:
@@ -250,11 +251,11 @@ def _proportional_memory(process: int) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _address_space() -> int:
-    """Bytes of this process's address space; 0 where the system does not tell."""
+def _data_bytes() -> int:
+    """Bytes of this process's private writable memory; 0 where the system does not tell."""
     try:
         with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
+            return int(file.read().split()[5]) * resource.getpagesize()
     except FileNotFoundError:
         return 0
 
@@ -267,6 +268,8 @@ def main(descriptor: int, settings: Mapping[str, Any]) -> None:
                 os.close(open_one)
     # So that a child finds all there can be by counting up to a small number.
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    site.setquit()  # `exit` and the like, which the interpreter was started without
+    site.sethelper()
     channel = socket.socket(fileno=os.dup(descriptor))  # not inherited by programs
     os.close(descriptor)
     WarmParent(channel, isolated=settings["isolated"], limits=settings["limits"]).serve()
