@@ -21,7 +21,15 @@ def _the_warm_parent_survives(sandbox):
     assert list(sandbox._alive) == before
 
 
-REFUSED = "import errno\ntry:\n    {}\nexcept OSError as e:\n    print(errno.errorcode[e.errno])\n    return 0\nreturn 1"
+REFUSED = """
+import errno
+try:
+    {}
+except OSError as error:
+    print(errno.errorcode[error.errno])
+    return 0
+return 1
+"""
 """0 and the error's name, or 1 if the host let it happen."""
 
 

@@ -266,24 +266,33 @@ def test_a_worker_that_was_killed_is_replaced(sandbox):
     assert sandbox.run_grade(grader("return 2"), [({}, {})])[0].value == 2.0
 
 
+LEFT_ALONE = """
+import os, subprocess, threading
+from graft.grading.sandbox import Sandbox
+
+SOURCE = '''
+def grade(sample, item):
+    import ctypes
+    ctypes.CDLL(None).prctl(15, b"MARK", 0, 0, 0)
+    while True: pass
+'''
+sandbox = Sandbox(workers=1)
+threading.Thread(target=sandbox.run_grade, args=(SOURCE, [({}, {})])).start()
+while "MARK" not in subprocess.run(["ps", "-eo", "comm"], capture_output=True, text=True).stdout: pass
+os.kill(os.getpid(), 9)
+"""
+
+
 def test_when_graft_is_killed_nothing_stays_behind(tmp_path):
     """A process that has a sandbox with a call running is killed: the call's process ends too."""
     open_sandbox().close()
-    mark = "graft-test-mark-4711"
+    mark = "graft-mark-4711"  # as a process's name, of which the kernel keeps 15 characters
     script = tmp_path / "main.py"
-    script.write_text(
-        "import os, threading\nfrom graft.grading.sandbox import Sandbox\nbox = Sandbox(workers=1)\n"
-        f"source = '''def grade(s, i):\\n    import ctypes\\n    ctypes.CDLL(None).prctl(15, b'{mark[:15]}', 0, 0, 0)\\n"
-        "    print(1)\\n    while True: pass'''\n"
-        "threading.Thread(target=box.run_grade, args=(source, [({}, {})])).start()\n"
-        f"while '{mark[:15]}' not in ''.join(open(f'/proc/{{p}}/comm').read() for p in os.listdir('/proc')"
-        " if p.isdecimal() and os.path.exists(f'/proc/{p}/comm')): pass\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
+    script.write_text(LEFT_ALONE.replace("MARK", mark))
     done = subprocess.run([sys.executable, str(script)], check=False, timeout=60)
     assert done.returncode == -9
     for _ in range(1000):  # the kernel takes a moment
         listed = subprocess.run(["ps", "-eo", "comm"], capture_output=True, text=True, check=True).stdout
-        if mark[:15] not in listed:
+        if mark not in listed:
             return
     raise AssertionError("the call's process is still there")

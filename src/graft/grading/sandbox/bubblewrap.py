@@ -174,5 +174,6 @@ def refusal(reason: str, details: Sequence[str]) -> GraderError:
         "kernel.apparmor_restrict_unprivileged_userns; in Docker, start the container with "
         "--security-opt seccomp=unconfined --security-opt systempaths=unconfined. "
         "To run the code without protection, as this user and with this user's files and network, "
-        "choose the unsafe mode by name (docs/sandbox.md)."
+        "choose the unsafe mode by name: Sandbox(unsafe=True), or grading.sandbox.unsafe = true in the settings. "
+        "docs/sandbox.md says what that means."
     )
