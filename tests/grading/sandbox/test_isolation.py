@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 
@@ -143,7 +144,7 @@ def grade(sample, item):
         for number in range(1, 65):
             try: signal.signal(number, signal.SIG_IGN)
             except (OSError, ValueError): pass
-        ctypes.CDLL(None).prctl(15, b"graft-daemon-%d" % item["n"], 0, 0, 0)
+        ctypes.CDLL(None).prctl(15, item["mark"].encode(), 0, 0, 0)
         server = socket.socket(socket.AF_UNIX)
         server.bind("\\0squatted")
         while True: pass
@@ -153,10 +154,11 @@ def grade(sample, item):
 
 def test_a_daemon_does_not_survive_its_call(sandbox):
     for n in range(3):
-        result = sandbox.run_grade(DAEMON, [({}, {"n": n})])[0]
+        mark = f"daemon{n}-{os.getpid()}"
+        result = sandbox.run_grade(DAEMON, [({}, {"mark": mark})])[0]
         assert result.value == 1.0, result
         listed = subprocess.run(["ps", "-eo", "comm"], capture_output=True, text=True, check=True).stdout
-        assert f"graft-daemon-{n}" not in listed
+        assert mark not in listed
     look = """
     import os, socket
     socket.socket(socket.AF_UNIX).bind("\\0squatted")  # free again

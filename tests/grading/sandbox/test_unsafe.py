@@ -92,13 +92,14 @@ def test_processes_of_the_calls_own_group_are_ended_and_its_folder_is_removed(un
     folder, process = result.stdout.split()
     assert Path(folder).parent == Path(tempfile.gettempdir())
     assert not Path(folder).exists()
+    state = None
     for _ in range(1000):  # the signal was sent; on a busy machine it takes a moment to be obeyed
         state = subprocess.run(
             ["ps", "-o", "stat=", "-p", process], capture_output=True, text=True, check=False
         )
         if not state.stdout.strip() or state.stdout.startswith("Z"):
             return
-    raise AssertionError(f"process {process} is still there: {state.stdout}")
+    raise AssertionError(f"process {process} is still there: {state}")
 
 
 def test_it_does_not_protect(unsafe, tmp_path):

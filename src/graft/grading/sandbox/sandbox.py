@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from graft.errors import DataError, GraderError
+from graft.errors import ConfigError, DataError, GraderError
 from graft.grading.sandbox.packages import packages_in
 from graft.grading.sandbox.records import (
     AssertionTest,
@@ -44,10 +44,11 @@ class Sandbox:
             unsafe: run without bubblewrap, as this user and with this user's files and network.
 
         Raises:
+            ConfigError: no workers.
             GraderError: the sandbox cannot run on this machine; says why and what to do.
         """
         if workers < 1:
-            raise GraderError(f"sandbox: workers = {workers}; want at least 1")
+            raise ConfigError(f"sandbox: workers = {workers}; want at least 1")
         self.limits = limits or SandboxLimits()
         self.unsafe = unsafe
         self._closed = False
@@ -123,7 +124,8 @@ class Sandbox:
         def test(job: tuple[str, CodeTest]) -> SandboxResult:
             code, one = job
             nonce = secrets.token_hex()
-            done = self._call(_test_call(code, one, nonce), packages_in(code))
+            asked = packages_in(code) | (packages_in(one.source) if isinstance(one, AssertionTest) else set())
+            done = self._call(_test_call(code, one, nonce), asked)
             return passed(done, nonce, one, self.limits)
 
         results = iter(self._each(test, [(code, one) for code, tests in calls for one in tests]))
