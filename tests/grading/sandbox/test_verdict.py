@@ -57,7 +57,10 @@ def test_no_bytes_break_it_and_only_a_record_with_the_nonce_gives_a_value(record
         ({"record": b'ready\n{"nonce": "n", "value": true}'}, Outcome.CRASHED),
         ({"record": b'ready\n{"nonce": "n", "value": NaN}'}, Outcome.NOT_FINITE),
         ({"record": b'ready\n{"nonce": "n", "value": 1e999}'}, Outcome.NOT_FINITE),
-        ({"record": b'ready\n{"nonce": "n", "error": "memory", "reason": "MemoryError"}'}, Outcome.OVER_LIMIT),
+        (
+            {"record": b'ready\n{"nonce": "n", "error": "memory", "reason": "MemoryError"}'},
+            Outcome.OVER_LIMIT,
+        ),
         ({"record": b'ready\n{"nonce": "n", "error": "raised", "reason": 7}'}, Outcome.CRASHED),
     ],
 )
