@@ -50,26 +50,24 @@ def test_a_server_on_the_hosts_loopback_cannot_be_reached(grade):
             server.accept()
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        "AF_INET",
-        "AF_INET6",
-        "AF_NETLINK",
-        "AF_PACKET",
-        "AF_VSOCK",
-        "AF_ALG",
-        "AF_BLUETOOTH",
-        "AF_CAN",
-        "AF_TIPC",
-    ],
-)
+FAMILIES = {
+    "AF_INET": 2,
+    "AF_INET6": 10,
+    "AF_NETLINK": 16,
+    "AF_PACKET": 17,
+    "AF_CAN": 29,
+    "AF_TIPC": 30,
+    "AF_BLUETOOTH": 31,
+    "AF_ALG": 38,
+    "AF_VSOCK": 40,
+}
+"""Linux's numbers; not every Python knows all names."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_no_socket_but_a_unix_one_can_be_made(grade, family):
-    number = getattr(socket, family, None)
-    if number is None:
-        pytest.skip(f"this Python does not know socket.{family}")
     for kind in (1, 2, 3):
-        refused(grade, f"import socket\nsocket.socket({int(number)}, {kind})", "EPERM")
+        refused(grade, f"import socket\nsocket.socket({FAMILIES[family]}, {kind})", "EPERM")
 
 
 def test_there_is_no_network_even_without_the_filter(grade):
