@@ -81,6 +81,10 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"  # ours: no score; the sample leaves its group and is counted
     CRASHED = "crashed"  # ours: no score; the sample leaves its group and is counted
     NOT_FINITE = "not_finite"  # ours: the grader returned NaN or an infinity
+    OVER_LIMIT = (
+        "over_limit"  # ours: the grader's code used more memory or wrote more than the sandbox allows
+    )
+    SANDBOX_FAILED = "sandbox_failed"  # ours: the sandbox itself broke, whatever the code did
 
 
 @dataclass(frozen=True, slots=True)

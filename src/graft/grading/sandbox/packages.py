@@ -1,0 +1,39 @@
+"""Packages of OpenAI's python grader that the warm parent imports when a source names them.
+
+A closed list: what a source says decides which of these are imported outside its own process, and nothing more.
+"""
+
+from __future__ import annotations
+
+import re
+
+PACKAGES = {
+    "numpy": ("numpy", "numpy.random"),
+    "scipy": ("scipy", "scipy.stats", "scipy.spatial.distance"),
+    "sympy": ("sympy", "sympy.parsing.sympy_parser"),
+    "pandas": ("pandas",),
+    "rapidfuzz": ("rapidfuzz", "rapidfuzz.fuzz", "rapidfuzz.process", "rapidfuzz.utils"),
+    "sklearn": ("sklearn", "sklearn.metrics", "sklearn.metrics.pairwise", "sklearn.feature_extraction.text"),
+    "rouge_score": ("rouge_score.rouge_scorer",),
+    "deepdiff": ("deepdiff",),
+    "jsonschema": ("jsonschema",),
+    "pydantic": ("pydantic",),
+    "yaml": ("yaml",),
+    "nltk": ("nltk", "nltk.tokenize", "nltk.translate.bleu_score", "nltk.translate.meteor_score"),
+    "sqlparse": ("sqlparse",),
+    "rdkit": ("rdkit", "rdkit.Chem"),
+    "skbio": ("skbio", "skbio.alignment"),
+    "ast_grep_py": ("ast_grep_py",),
+}
+"""Name in an import -> modules that are imported with it."""
+
+_IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+(?P<one>\w+)|import[ \t]+(?P<several>[\w., \t]+))", re.MULTILINE)
+
+
+def packages_in(source: str) -> frozenset[str]:
+    """Those of `PACKAGES` that a source imports. Reads lines; runs and parses nothing."""
+    found: set[str] = set()
+    for match in _IMPORT.finditer(source):
+        names = [match["one"]] if match["one"] else match["several"].split(",")
+        found |= {name.strip().partition(" ")[0].partition(".")[0] for name in names}
+    return frozenset(found & PACKAGES.keys())
