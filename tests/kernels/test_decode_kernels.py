@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from graft.errors import ModelError
 from graft.kernels.library import Kernels, activations, load_kernels
 
 
@@ -95,11 +94,12 @@ def test_rows_with_a_stride_and_alone(kernels):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_an_error(kernels, bad):
+def test_logits_that_are_not_finite_have_no_log_probability(kernels, bad):
     logits = torch.zeros(3, 50)
     logits[1, 7] = bad
-    with pytest.raises(ModelError, match="row 1 are not finite"):
-        kernels.sample(logits, np.full(3, 0.5), 1.0)
+    tokens, logprobs = kernels.sample(logits, np.full(3, 0.5), 1.0)
+    assert np.isnan(logprobs).tolist() == [False, True, False]
+    assert tokens[1] == 0
 
 
 def test_wrong_arguments_are_refused(kernels):

@@ -156,7 +156,7 @@ def test_the_page_can_reach_nothing_outside(tmp_path: Path):
     assert f"script-src 'sha256-{digest}';" in policy
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.recursive(
         st.none() | st.text() | st.integers(),

@@ -92,7 +92,7 @@ def test_open_wants_a_run(tmp_path: Path, folder: RunFolder):
         RunFolder.open(tmp_path)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(records, max_size=6))
 def test_metrics_come_back_to_the_bit(written):
     with tempfile.TemporaryDirectory() as path, RunFolder.create(Path(path) / "run", CONFIG) as folder:
@@ -103,7 +103,7 @@ def test_metrics_come_back_to_the_bit(written):
             json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=4))
 def test_trees_come_back_whatever_the_text(written):
     with tempfile.TemporaryDirectory() as path, RunFolder.create(Path(path) / "run", CONFIG) as folder:
@@ -127,7 +127,7 @@ def test_an_undeclared_metric_is_refused_and_nothing_is_written(folder: RunFolde
     assert folder.offsets()["metrics.jsonl"] == 0
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(st.lists(records, min_size=1, max_size=2), st.lists(records, min_size=1, max_size=1), records)
 def test_cut_back_after_a_kill_at_any_byte(before, after, extra):
     with tempfile.TemporaryDirectory() as path, RunFolder.create(Path(path) / "run", CONFIG) as folder:

@@ -19,7 +19,7 @@ from graft.rollout.engine import Continuation
 from graft.rollout.grow import grow_groups
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.llama_decoder import LlamaDecoder
-from graft.rollout.sampling import SamplingSettings, stream_key, uniforms
+from graft.rollout.sampling import Drawn, SamplingSettings, draw_rows, stream_key, uniforms
 from graft.rollout.torch_engine import TorchEngine
 from graft.types import Credit, Prompt, Purpose, StopReason
 from graft.update.packing import pack
@@ -385,6 +385,9 @@ class FailingDecoder:
         self, slots: np.ndarray, prefixes: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
     ) -> torch.Tensor:
         raise RuntimeError("no memory")
+
+    def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
+        return draw_rows(logits, uniform, sampling)
 
     def end(self) -> None:
         self.ended += 1

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from graft.errors import ModelError
 from graft.kernels.build import BuildError, build
 from graft.platform import read_cpu
 from graft.types import LogProbs, Tokens
@@ -380,7 +379,8 @@ class Kernels:
             temperature: above 0.
 
         Returns:
-            Token ids and log softmax(z) of them in nats, both `[rows]`.
+            Token ids and log softmax(z) of them in nats, both `[rows]`; token 0 and NaN where the logits have no
+            finite maximum.
         """
         rows, vocabulary = logits.shape
         if logits.dtype != torch.float32 or logits.stride(1) != 1:
@@ -400,12 +400,7 @@ class Kernels:
             logprobs.ctypes.data,
             torch.get_num_threads(),
         )
-        if tokens.min(initial=0) < 0:
-            row = int(tokens.argmin())
-            raise ModelError(
-                f"logits of row {row} are not finite: the model's weights have diverged or are damaged"
-            )
-        return tokens, logprobs
+        return np.maximum(tokens, 0), logprobs
 
 
 def load_kernels() -> Kernels | str:

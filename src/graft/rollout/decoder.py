@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from graft.rollout.sampling import Drawn, SamplingSettings
 from graft.types import Tokens
 
 
@@ -50,6 +51,16 @@ class Decoder(Protocol):
 
         Row r attends to its prefix and to slot positions 0..lengths[r]; the appended token's position
         is prefix length + lengths[r]. Starting a slot again at length 0 reuses it for a new row.
+        """
+        ...
+
+    def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
+        """Draw one token a row as `sampling.draw` does; rows without a finite maximum get the log-probability NaN.
+
+        Args:
+            logits: fp32 `[rows, vocabulary]`.
+            uniform: float64 `[rows]` in [0, 1).
+            sampling: temperature and truncation.
         """
         ...
 

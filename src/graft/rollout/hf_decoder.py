@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from graft.rollout.sampling import Drawn, SamplingSettings, draw_rows
 from graft.types import Tokens
 
 NAME = "graft_cache"
@@ -108,6 +109,10 @@ class HuggingFaceDecoder:
         cache.point_at(torch.from_numpy(positions).to(self._device))
         hidden = self._forward(torch.from_numpy(ids)[:, None], torch.from_numpy(positions)[:, None])
         return self._head(hidden[torch.from_numpy(rows).to(self._device), 0]).float()
+
+    def draw(self, logits: Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
+        """Draw one token a row; see `Decoder.draw`."""
+        return draw_rows(logits, uniform, sampling)
 
     def end(self) -> None:
         """Drop the cache."""

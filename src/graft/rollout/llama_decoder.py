@@ -28,6 +28,7 @@ from graft.kernels.library import (
     activations,
     round_up,
 )
+from graft.rollout.sampling import Drawn, SamplingSettings, draw_rows
 from graft.types import Tokens
 
 MODEL_TYPES = ("llama", "qwen2")
@@ -346,6 +347,12 @@ class LlamaDecoder:
         self.kernels.rms_norm(round_.residual, round_.normed, rows, self.epsilon)
         round_.head(rows)
         return round_.logits[:rows]
+
+    def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
+        """Draw one token a row; see `Decoder.draw`."""
+        if sampling.truncated:
+            return draw_rows(logits, uniform, sampling)
+        return Drawn(*self.kernels.sample(logits, uniform, sampling.temperature), None)
 
     def end(self) -> None:
         """Drop the caches of this round."""

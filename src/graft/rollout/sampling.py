@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +71,20 @@ def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class Drawn(NamedTuple):
+    """One token for each row."""
+
+    tokens: np.ndarray  # integer [rows]
+    logprobs: np.ndarray  # fp32 [rows], nats, in the distribution drawn from
+    kept: Tensor | None  # bool [rows, vocabulary] if that is truncated
+
+
+def draw_rows(logits: Tensor, uniform: np.ndarray, settings: SamplingSettings) -> Drawn:
+    """`draw` with numpy arrays at its ends."""
+    tokens, logprobs, kept = draw(logits, torch.from_numpy(uniform), settings)
+    return Drawn(tokens.cpu().numpy(), logprobs.cpu().numpy(), kept)
 
 
 def keep_mask(logits: Tensor, settings: SamplingSettings) -> Tensor:

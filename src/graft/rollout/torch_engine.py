@@ -12,7 +12,7 @@ from graft.errors import DivergenceError
 from graft.kept import Entry, KeptTokens, entry_of
 from graft.rollout.decoder import Decoder
 from graft.rollout.engine import Continuation
-from graft.rollout.sampling import SamplingSettings, draw, uniforms
+from graft.rollout.sampling import SamplingSettings, uniforms
 from graft.types import StopReason, Tokens
 
 
@@ -119,23 +119,13 @@ class TorchEngine:
     def _draw(self, rows: Sequence[_Row], logits: torch.Tensor, sampling: SamplingSettings) -> None:
         keys = np.array([r.key for r in rows], dtype=np.uint64)
         uniform = uniforms(keys, np.array([len(r.tokens) for r in rows]))
-        tokens, logprobs, kept = self._sample(logits, uniform, sampling)
+        tokens, logprobs, kept = self.decoder.draw(logits, uniform, sampling)
         masks = None if kept is None else kept.cpu().numpy()
         for i, row in enumerate(rows):
             row.tokens.append(int(tokens[i]))
             row.logprobs.append(float(logprobs[i]))
             if masks is not None:
                 row.kept.append(entry_of(masks[i]))
-
-    def _sample(
-        self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings
-    ) -> tuple[Sequence[int], Sequence[float], torch.Tensor | None]:
-        fused = getattr(self.decoder, "sample", None)
-        if fused is not None and not sampling.truncated:
-            tokens, logprobs = fused(logits, uniform, sampling.temperature)
-            return tokens.tolist(), logprobs.tolist(), None
-        tokens, logprobs, kept = draw(logits, torch.from_numpy(uniform), sampling)
-        return tokens.tolist(), logprobs.tolist(), kept
 
     def _finished(
         self,
