@@ -9,12 +9,16 @@ import torch
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from graft.kernels.accelerate import accelerate
@@ -119,13 +123,22 @@ FAMILIES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}, {"Qwen3RMSNorm", "Qwen3MLP"}),
     # adds 1 to its norms' weights, and its gate is not silu
     "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 16}, {"GemmaAttention"}),
+    # rotates half of each head: seen when it is called, by the width of the angles
+    "glm4 moe": (
+        Glm4MoeConfig,
+        Glm4MoeForCausalLM,
+        {"head_dim": 32, "use_qk_norm": False, "partial_rotary_factor": 0.5},
+        {"Glm4MoeRMSNorm", "Glm4MoeMLP", "Glm4MoeAttention"},
+    ),
+    "gelu llama": (LlamaConfig, LlamaForCausalLM, {"hidden_act": "gelu"}, {"LlamaRMSNorm", "LlamaAttention"}),
     # a bias behind the attention
     "odd llama": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True}, {"LlamaRMSNorm", "LlamaMLP"}),
 }
 
 
+@pytest.mark.parametrize("scale", [None, 0.15])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_row_up_to_rounding(family):
+def test_a_packed_row_up_to_rounding(family, scale):
     make_config, make_model, settings, expected = FAMILIES[family]
     sizes = {
         "hidden_size": 64,
@@ -139,6 +152,8 @@ def test_a_packed_row_up_to_rounding(family):
     for name, parameter in model.named_parameters():
         if "bias" in name:
             torch.nn.init.normal_(parameter)
+        elif scale is not None and parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=scale)
     tree, credit = _probe_tree(100)
     [batch] = pack([tree], [credit], token_budget=1000)
     device = torch.device("cpu")
@@ -158,3 +173,44 @@ def test_a_packed_row_up_to_rounding(family):
     assert 0 < (native - exact).abs().max() < 0.05
     whole, exact_whole = (torch.cat([g.flatten() for g in gs]) for gs in (native_gradients, exact_gradients))
     assert (whole - exact_whole).norm() < 0.03 * exact_whole.norm()
+
+
+def test_layers_of_one_class_may_differ():
+    """SmolLM3: one layer in four does not rotate."""
+    config = SmolLM3Config(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+        pad_token_id=0,
+    )
+    model = SmolLM3ForCausalLM(config)
+    accelerated = accelerate(model)
+    assert not isinstance(accelerated, str)
+    blocks = [layer.self_attn in accelerated.modules for layer in model.model.layers]
+    assert blocks == [True, True, True, False]
+
+
+def test_what_cannot_be_compared_is_left_alone(model):
+    model.model.layers[0].mlp.down_proj.weight.data.zero_()
+    model.model.layers[1].self_attn.config.clip_qkv = 8.0
+    accelerated = accelerate(model)
+    assert not isinstance(accelerated, str)
+    first, second = model.model.layers
+    assert first.mlp not in accelerated.modules
+    assert second.mlp in accelerated.modules
+    assert first.self_attn not in accelerated.modules  # the layers share their settings
+    twice = accelerate(model)
+    assert not isinstance(twice, str)
+    twice.undo()
+    accelerated.undo()
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_bf16_weights_multiply_natively_and_keep_their_type(model):
+    accelerated = accelerate(model.bfloat16())
+    assert not isinstance(accelerated, str)
+    assert {type(m).__name__ for m in accelerated.modules} == {"Linear"}
+    assert model(torch.arange(9)[None]).logits.dtype == torch.bfloat16

@@ -90,7 +90,8 @@ class GatedMlp(torch.autograd.Function):
         d_hidden = matmul_nn(d_out, down_weight)
         d_gate, d_up, hidden = (bf16_rows(tokens, inner) for _ in range(3))
         require_kernels().run(
-            "graft_gate_gradient", d_hidden, gate, up, tokens, inner, gate.stride(0), d_gate, d_up, hidden
+            "graft_gate_gradient",
+            *(d_hidden, gate, up, tokens, inner, gate.stride(0), d_gate, d_up, hidden, hidden.stride(0)),
         )
         del d_hidden
         d_down_weight = matmul_tn(d_out, hidden) if need_down else None

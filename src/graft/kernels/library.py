@@ -119,7 +119,7 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "graft_norm": (None, [*[c_void_p] * 2, *[c_int64] * 2, c_float, *[c_void_p] * 2, c_int32]),
     "graft_norm_gradient": (None, [*[c_void_p] * 4, *[c_int64] * 2, *[c_void_p] * 2, c_int32]),
     "graft_gate": (None, [*[c_void_p] * 2, *[c_int64] * 3, c_void_p, c_int32]),
-    "graft_gate_gradient": (None, [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 3, c_int32]),
+    "graft_gate_gradient": (None, [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 3, c_int64, c_int32]),
     "graft_softmax_block": (None, [c_void_p, *[c_int64] * 2, c_float, c_void_p, c_int32]),
     "graft_softmax_gradient": (
         None,
@@ -302,21 +302,21 @@ class Kernels:
         columns = round_up(weights.n, PANEL) // 2 if gate else weights.n
         k = weights.k if weights.engine is Engine.FP32 else round_up(weights.k, K_STEP)
         rows = min(len(x), len(out))
-        readable = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
-        writable = out.untyped_storage().nbytes() // out.element_size() - out.storage_offset()
+        x_room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+        out_room = out.untyped_storage().nbytes() // out.element_size() - out.storage_offset()
         if (
             x.dtype != weights.engine.dtype
             or x.shape[1] != weights.k
             or x.stride(1) != 1
             or x.stride(0) < k
-            or readable < (round_up(rows, TILE) - 1) * x.stride(0) + k
+            or x_room < (round_up(rows, TILE) - 1) * x.stride(0) + k
         ):
             raise ValueError(f"x {x.dtype} {list(x.shape)} is not from activations() for k = {weights.k}")
         if (
             out.dtype != (torch.bfloat16 if half else torch.float32)
             or out.stride(1) != 1
             or out.stride(0) < columns
-            or writable < (rows - 1) * out.stride(0) + columns
+            or out_room < (rows - 1) * out.stride(0) + columns
         ):
             raise ValueError(
                 f"out {out.dtype} {list(out.shape)} cannot take {rows}x{columns} of {epilogue.name}"

@@ -88,8 +88,12 @@ class LastResult(threading.local, Generic[T]):
             assert self._result is not None
             return self._result
         result = self._function(tensor)
-        self._key, self._result = (weakref.ref(tensor), tensor._version), result
+        self._key, self._result = (weakref.ref(tensor, self._drop), tensor._version), result
         return result
+
+    def _drop(self, of: weakref.ref[torch.Tensor]) -> None:
+        if self._key is not None and self._key[0] is of:
+            self._key = self._result = None
 
 
 _scratch = Scratch()
@@ -99,12 +103,13 @@ def round_rows(matrix: torch.Tensor) -> torch.Tensor:
     """`[..., k]` as bf16 `[m, k]` that products can read; the matrix itself if it already is that."""
     matrix = matrix.detach().reshape(-1, matrix.shape[-1])
     m, k = matrix.shape
+    room = matrix.untyped_storage().nbytes() // matrix.element_size() - matrix.storage_offset()
     if (
         matrix.dtype == torch.bfloat16
-        and matrix.is_contiguous()
         and k % K_STEP == 0
-        and m % TILE == 0
-        and matrix.data_ptr() % 64 == 0
+        and matrix.stride(1) == 1
+        and matrix.stride(0) >= k
+        and room >= (round_up(m, TILE) - 1) * matrix.stride(0) + k
     ):
         return matrix
     rows = bf16_rows(m, k)

@@ -24,7 +24,7 @@ from graft.kernels.products import (
 )
 
 
-class AttentionFields(ctypes.Structure):
+class TreeAttentionFields(ctypes.Structure):
     """`struct TreeAttention` in attention.cpp."""
 
     _fields_ = [
@@ -109,6 +109,12 @@ def attend(
 ) -> Attended:
     """Tree attention of bf16 `[T, heads dim]` queries and `[T, kv_heads dim]` keys and values; fp32 inside."""
     tokens = len(query)
+    for name, x, heads in (
+        ("query", query, shape.heads),
+        ("key", key, shape.kv_heads),
+        ("value", value, shape.kv_heads),
+    ):
+        _expect(name, x, torch.bfloat16, (tokens, heads * shape.dim))
     result = Attended(
         query, key, value, bf16_rows(tokens, shape.heads * shape.dim), torch.empty(tokens, shape.heads)
     )
@@ -122,6 +128,7 @@ def attend_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """fp32 gradients of query, key and value, given fp32 `[T, heads dim]` of the output."""
     tokens = len(d_out)
+    _expect("d_out", d_out, torch.float32, (tokens, shape.heads * shape.dim))
     gradients = tuple(
         torch.empty(tokens, heads * shape.dim) for heads in (shape.heads, *[shape.kv_heads] * 2)
     )
@@ -132,8 +139,8 @@ def attend_gradient(
     return gradients  # pyright: ignore[reportReturnType]
 
 
-def _fields(a: Attended, table: SpanTable, shape: HeadShape) -> AttentionFields:
-    return AttentionFields(
+def _fields(a: Attended, table: SpanTable, shape: HeadShape) -> TreeAttentionFields:
+    return TreeAttentionFields(
         query=a.query.data_ptr(),
         key=a.key.data_ptr(),
         value=a.value.data_ptr(),
@@ -150,8 +157,16 @@ def _fields(a: Attended, table: SpanTable, shape: HeadShape) -> AttentionFields:
     )
 
 
+def _expect(name: str, x: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if x.dtype != dtype or x.shape != shape or not x.is_contiguous():
+        raise ValueError(f"{name}: want contiguous {dtype} {list(shape)}, got {x.dtype} {list(x.shape)}")
+
+
 def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, dim: int) -> torch.Tensor:
     """bf16 `[T, heads dim]`: each head of fp32 x turned by its row's angles (`[T, dim]` fp32)."""
+    _expect("x", x, torch.float32, (len(x), x.shape[1]))
+    for name, angles in (("cosines", cosines), ("sines", sines)):
+        _expect(name, angles, torch.float32, (len(x), dim))
     out = torch.empty(x.shape, dtype=torch.bfloat16)
     require_kernels().run("graft_rotate", x, cosines, sines, len(x), x.shape[1] // dim, dim, out)
     return out

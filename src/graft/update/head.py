@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from graft.kernels import products
 from graft.update.kept_rows import KeptRows, forbid_
@@ -202,7 +203,7 @@ class _BlockedHead(torch.autograd.Function):
         kernels: HeadKernels,
         kept: KeptRows | None,
     ) -> tuple[Tensor, Tensor]:
-        wide = _wide(hidden)
+        wide, targets = _wide(hidden), targets.contiguous()
         state = RunningSoftmax.start(len(targets), hidden.new_empty(0, dtype=wide))
         chosen = hidden.new_zeros(len(targets), dtype=wide)
         for first, logits in _blocks(hidden, weight, kernels, kept):
@@ -217,6 +218,7 @@ class _BlockedHead(torch.autograd.Function):
         return chosen - log_sum, entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_logprobs: Tensor, d_entropies: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         hidden, weight, targets, log_sum, entropies = ctx.saved_tensors
         temperature, entropy_gradient, kernels, kept = ctx.settings
@@ -230,7 +232,8 @@ class _BlockedHead(torch.autograd.Function):
         for first, logits in _blocks(hidden, weight, kernels, kept):
             rows = slice(first, first + logits.shape[1])
             d_logits = kernels.gradient(logits, 1 / temperature, facts, targets, first)
-            kernels.add_hidden(d_logits, weight[rows], d_hidden)
+            if ctx.needs_input_grad[0]:
+                kernels.add_hidden(d_logits, weight[rows], d_hidden)
             if d_weight is not None:
                 kernels.weight(d_logits, hidden, d_weight[rows])
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)

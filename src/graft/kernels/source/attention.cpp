@@ -19,7 +19,7 @@
 
 namespace graft {
 
-// The ctypes mirror is in graft/kernels/library.py.
+// The ctypes mirror is in graft/kernels/tree_attention.py.
 struct TreeAttention {
   const bf16* query;    // [tokens, heads dim], rotated; all rows are neighbours
   const bf16* key;      // [tokens, kv_heads dim], rotated
@@ -54,7 +54,7 @@ struct Buffers {
   std::vector<float> keys, values, d_keys, d_values;  // [positions][dim]
   std::vector<float> scores, d_scores;                // [ROWS][positions in whole pairs of blocks]
   std::vector<float> queries, d_out, sums;            // [ROWS][dim]; sums: dim of the values
-  float log_sums[ROWS], dots[ROWS];
+  float log_sums[ROWS];
 };
 
 float* at_least(std::vector<float>& buffer, int64_t size) {
@@ -240,7 +240,7 @@ class Walk {
     }
     if (!gradients) return;
     // Groups of four positions reach a little behind the path: those sums are not read, but must stay finite.
-    const int64_t end = std::min(round_up(p.first + p.end - p.start, TILE), room);
+    const int64_t end = round_up(p.first + p.end - p.start, TILE);
     std::fill(b.d_keys.begin() + p.first * a.dim, b.d_keys.begin() + end * a.dim, 0.0f);
     std::fill(b.d_values.begin() + p.first * a.dim, b.d_values.begin() + end * a.dim, 0.0f);
   }
@@ -294,34 +294,37 @@ class Walk {
       _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), inverse));
   }
 
-  // The rows' output gradients, and their products with the outputs.
+  // The rows' output gradients and log-sum-exps.
   void load_gradients(const Place& p, int64_t row, int64_t rows) {
     for (int64_t r = 0; r < ROWS; ++r) {
-      __m512 dot = _mm512_setzero_ps();
       for (int64_t d = 0; d < a.dim; d += TILE) {
         __m512 gradient = _mm512_setzero_ps();
-        if (r < rows) {
-          const int64_t at = token(p, row + r), inside = head(row + r) * a.dim + d;
-          gradient = _mm512_loadu_ps(a.d_out + at * a.heads * a.dim + inside);
-          dot = _mm512_fmadd_ps(gradient, load16(a.out + at * a.out_stride + inside), dot);
-        }
+        if (r < rows)
+          gradient = _mm512_loadu_ps(a.d_out + (token(p, row + r) * a.heads + head(row + r)) * a.dim + d);
         _mm512_storeu_ps(b.d_out.data() + r * a.dim + d, gradient);
       }
-      b.dots[r] = _mm512_reduce_add_ps(dot);
       b.log_sums[r] = r < rows ? a.sums[token(p, row + r) * a.heads + head(row + r)] : 0;
     }
   }
 
-  // Scores -> probabilities, and their gradients: d_scores = p (d_p - d_out . out).
+  // Scores -> probabilities p, and d_p -> d_scores = p (d_p - sum of p d_p). That sum equals d_out . out, but the output
+  // is rounded, and where values have much in common it would not cancel.
   void differentiate(const Place& p, int64_t row, int64_t rows, int64_t r, int64_t seen) {
     float *scores = b.scores.data() + r * room, *d_scores = b.d_scores.data() + r * room;
     const int64_t count = r < rows ? visible(p, row + r) : 0;
+    __m512 dot = _mm512_setzero_ps();
     for (int64_t i = 0; i < round_up(seen, TILE); i += TILE) {
+      const __mmask16 lanes = first_lanes(count - i);
       const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(b.log_sums[r]));
-      const __m512 weight = _mm512_maskz_mov_ps(first_lanes(count - i), exponential(shifted));
-      const __m512 gradient = _mm512_sub_ps(_mm512_loadu_ps(d_scores + i), _mm512_set1_ps(b.dots[r]));
+      const __m512 weight = _mm512_maskz_mov_ps(lanes, exponential(shifted));
+      dot = _mm512_mask3_fmadd_ps(weight, _mm512_loadu_ps(d_scores + i), dot, lanes);
       _mm512_storeu_ps(scores + i, weight);
-      _mm512_storeu_ps(d_scores + i, _mm512_maskz_mul_ps(first_lanes(count - i), weight, gradient));
+    }
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(dot));
+    for (int64_t i = 0; i < round_up(seen, TILE); i += TILE) {
+      const __m512 gradient = _mm512_sub_ps(_mm512_loadu_ps(d_scores + i), mean);
+      _mm512_storeu_ps(d_scores + i,
+                       _mm512_maskz_mul_ps(first_lanes(count - i), _mm512_loadu_ps(scores + i), gradient));
     }
   }
 };

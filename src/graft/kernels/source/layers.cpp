@@ -16,14 +16,6 @@ namespace {
 
 constexpr int64_t PIECE_ROWS = 64;
 
-// 1 / (1 + e^-x)
-inline __m512 sigmoid(__m512 x) {
-  const __m512 small = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
-  const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(x));
-  const __m512 top = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), negative, small);
-  return _mm512_div_ps(top, _mm512_add_ps(_mm512_set1_ps(1.0f), small));
-}
-
 void norm_row(const float* x, const float* weight, int64_t width, float epsilon, float* out, float* scale) {
   __m512 squares = _mm512_setzero_ps();
   for (int64_t i = 0; i < width; i += TILE) {
@@ -96,27 +88,28 @@ void graft_gate(const bf16* gate, const bf16* up, int64_t rows, int64_t width, i
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = row * stride; i < row * stride + width; i += TILE) {
       const __mmask16 lanes = first_lanes(row * stride + width - i);
-      const __m512 product = _mm512_mul_ps(silu(load16(gate + i, lanes)), load16(up + i, lanes));
-      store16(hidden + i, product, lanes);
+      const __m512 g = load16(gate + i, lanes), activated = _mm512_mul_ps(g, sigmoid(g));
+      store16(hidden + i, _mm512_mul_ps(activated, load16(up + i, lanes)), lanes);
     }
 }
 
-// From d_hidden fp32 [rows, width] with neighbouring rows: d_gate, d_up, and hidden once more.
+// From d_hidden fp32 [rows, width] with neighbouring rows: d_gate, d_up, and hidden once more, rows `out_stride` apart.
 //   d_up = d_hidden silu(gate),  d_gate = d_hidden up s (1 + gate (1 - s)),  s = sigmoid(gate)
 void graft_gate_gradient(const float* d_hidden, const bf16* gate, const bf16* up, int64_t rows, int64_t width,
-                         int64_t stride, bf16* d_gate, bf16* d_up, bf16* hidden, int32_t threads) {
+                         int64_t stride, bf16* d_gate, bf16* d_up, bf16* hidden, int64_t out_stride,
+                         int32_t threads) {
   const __m512 one = _mm512_set1_ps(1.0f);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < width; i += TILE) {
       const __mmask16 lanes = first_lanes(width - i);
-      const int64_t at = row * stride + i;
+      const int64_t at = row * stride + i, to = row * out_stride + i;
       const __m512 g = load16(gate + at, lanes), u = load16(up + at, lanes);
       const __m512 d = load16(d_hidden + row * width + i, lanes), s = sigmoid(g), activated = _mm512_mul_ps(g, s);
       const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
-      store16(hidden + at, _mm512_mul_ps(activated, u), lanes);
-      store16(d_up + at, _mm512_mul_ps(d, activated), lanes);
-      store16(d_gate + at, _mm512_mul_ps(_mm512_mul_ps(d, u), slope), lanes);
+      store16(hidden + to, _mm512_mul_ps(activated, u), lanes);
+      store16(d_up + to, _mm512_mul_ps(d, activated), lanes);
+      store16(d_gate + to, _mm512_mul_ps(_mm512_mul_ps(d, u), slope), lanes);
     }
 }
 

@@ -59,6 +59,14 @@ inline __m512 exponential(__m512 x) {
   return _mm512_maskz_scalef_ps(nonzero, sum, power);
 }
 
+// 1 / (1 + e^-x)
+inline __m512 sigmoid(__m512 x) {
+  const __m512 small = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+  const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(x));
+  const __m512 top = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), negative, small);
+  return _mm512_div_ps(top, _mm512_add_ps(_mm512_set1_ps(1.0f), small));
+}
+
 inline __m512 silu(__m512 x) {
   // exp of the negative magnitude cannot overflow: x e^x / (1 + e^x) for x < 0, x / (1 + e^-x) otherwise.
   const __m512 small = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
