@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.tree import ROOT
-from graft.types import Credit
+from graft.tree import ROOT, Kind, Tree
+from graft.types import Credit, StopReason
 from graft.update.packing import MicroBatch, Span, pack
-from tests.trees import random_credit, random_deep_tree, random_group
+from graft.update.prefixes import MergedPrefixes
+from tests.trees import random_credit, random_deep_tree, random_group, random_prompt
 
 
 def visible(batch: MicroBatch, row: int) -> list[int]:
@@ -34,16 +35,18 @@ def test_a_group_of_two_by_hand():
 
     # The single token is only predicted, never read; of the other the last is not read.
     assert len(batch.tokens) == prompt + n - 1
-    assert batch.spans == (Span(0, prompt, prompt + n - 1), Span(prompt, prompt + n - 1, prompt + n - 1))
+    assert batch.spans == (Span(0, prompt + n - 1, prompt + n - 1),)  # no branch among the tokens read
     assert batch.positions.tolist() == list(range(prompt + n - 1))
     assert batch.predictors.tolist() == [prompt - 1, prompt - 1, *range(prompt, prompt + n - 1)]
     assert batch.targets.tolist() == [*tree.nodes[one].tokens, *tree.nodes[other].tokens]
 
 
-@given(st.integers(0, 10**6), st.integers(1, 60), st.floats(0.2, 1))
-def test_every_trained_token_is_predicted_once_from_its_own_path(seed, budget, share):
+@given(st.integers(0, 10**6), st.integers(1, 60), st.floats(0.2, 1), st.sampled_from([5, 300]))
+def test_every_trained_token_is_predicted_once_from_its_own_path(seed, budget, share, vocabulary):
     rng = np.random.default_rng(seed)
-    trees = [random_deep_tree(rng, row=i, nodes=int(rng.integers(2, 12))) for i in range(3)]
+    trees = [
+        random_deep_tree(rng, row=i, nodes=int(rng.integers(2, 12)), vocabulary=vocabulary) for i in range(3)
+    ]
     credits = [random_credit(tree, rng, share=share) for tree in trees]
 
     batches = pack(trees, credits, token_budget=budget)
@@ -57,10 +60,11 @@ def test_every_trained_token_is_predicted_once_from_its_own_path(seed, budget, s
             assert where.end - where.start == own
             for offset in range(own):
                 place = where.start + offset
-                row = int(batch.predictors[place])
+                prediction = int(batch.predictions[place])
+                row = int(batch.predictors[prediction])
                 position = len(path) - own + offset
                 assert visible(batch, row) == path[:position]
-                assert int(batch.targets[place]) == path[position]
+                assert int(batch.targets[prediction]) == path[position]
                 assert int(batch.positions[row]) == position - 1
             assert batch.weights[where.start : where.end].tolist() == credit.weights[where.node].tolist()
             assert np.array_equal(
@@ -90,15 +94,53 @@ def test_trees_without_credit_cost_nothing():
     assert pack(trees, [none] * 3, token_budget=10) == []
 
 
-def test_one_micro_batch_computes_every_span_once():
+@pytest.mark.parametrize("vocabulary", [5, 300])
+def test_one_micro_batch_computes_every_beginning_once(vocabulary):
     rng = np.random.default_rng(3)
-    tree = random_deep_tree(rng, nodes=12)
+    tree = random_deep_tree(rng, nodes=12, vocabulary=vocabulary)
     [batch] = pack([tree], [random_credit(tree, rng)], token_budget=1000)
-    leaves = len(tree.leaves())
-    assert len(batch.tokens) == sum(len(n) for n in tree.nodes) - leaves
+    paths = [
+        np.concatenate([tree.nodes[i].tokens for i in tree.path(leaf)]).tolist() for leaf in tree.leaves()
+    ]
+    beginnings = {tuple(path[:end]) for path in paths for end in range(1, len(path))}
+    assert len(batch.tokens) == len(beginnings)
+    prompt = len(tree.nodes[ROOT])
+    predicted = {tuple(path[:end]) for path in paths for end in range(prompt + 1, len(path) + 1)}
+    assert len(batch.targets) == len(predicted)
 
 
-@pytest.mark.parametrize("name", ["tokens", "positions", "predictors", "targets"])
+def test_equal_beginnings_by_hand():
+    """Two completions that part at their second token, and one of them twice."""
+    tree = Tree(random_prompt(np.random.default_rng(0), length=2))
+    group = tree.new_group()
+    for tokens in ([7, 8, 9], [7, 5, 6, 4], [7, 8, 9]):
+        tree.add(ROOT, tokens, group=group, kind=Kind.COMPLETION, stop=StopReason.EOS)
+    weights = {leaf: np.ones(len(tree.nodes[leaf])) for leaf in tree.leaves()}
+    advantages = {leaf: np.full(len(tree.nodes[leaf]), float(leaf)) for leaf in tree.leaves()}
+    [batch] = pack([tree], [Credit(advantages, weights)], token_budget=100)
+    assert batch.tokens.tolist() == [*tree.nodes[ROOT].tokens, 7, 8, 5, 6]
+    assert batch.spans == (Span(0, 3, 6), Span(3, 4, 4), Span(4, 6, 6))
+    assert batch.positions.tolist() == [0, 1, 2, 3, 3, 4]
+    assert batch.targets.tolist() == [7, 8, 9, 5, 6, 4]
+    assert batch.predictors.tolist() == [1, 2, 3, 2, 4, 5]
+    assert batch.predictions.tolist() == [0, 1, 2, 0, 3, 4, 5, 0, 1, 2]
+    assert batch.advantages.tolist() == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
+
+
+@given(st.integers(0, 10**6), st.integers(4, 6))
+def test_the_length_grows_as_foretold(seed, vocabulary):
+    rng = np.random.default_rng(seed)
+    tree = random_deep_tree(rng, nodes=10, vocabulary=vocabulary)
+    prefixes = MergedPrefixes(tree)
+    for leaf in tree.leaves():
+        path = tree.path(leaf)
+        before, growth = prefixes.length, prefixes.growth(path)
+        prefixes.add(path)
+        assert prefixes.length == before + growth == len(prefixes.row().places)
+        assert prefixes.growth(path) == 0
+
+
+@pytest.mark.parametrize("name", ["tokens", "positions", "predictors", "targets", "predictions"])
 def test_indices_are_int64(name):
     rng = np.random.default_rng(0)
     tree = random_group(rng)

@@ -128,7 +128,7 @@ def test_the_first_step_on_a_batch_has_ratio_one(forward):
     # with ratio 1 the loss is -Σ A w, known without the model
     expected = -sum(float((b.advantages.double() * b.weights).sum()) for b in batches)
     assert result.loss == pytest.approx(expected)
-    assert result.tokens_trained == sum(len(b.targets) for b in batches)
+    assert result.tokens_trained == sum(len(b.predictions) for b in batches)
     assert result.tokens_computed == sum(len(b.tokens) for b in batches)
     assert float((weights(forward) - before).norm()) == pytest.approx(result.gradient_norm, rel=1e-9)
 
@@ -140,8 +140,8 @@ def test_the_ratio_is_one_under_truncated_sampling(forward):
     batches = pack(trees, [random_credit(tree, rng) for tree in trees], token_budget=40)
     old = _old(forward, batches)
     logits = [forbid_(torch.zeros(len(b.targets), 300), b.kept.bitmaps(), 0) for b in batches if b.kept]
-    alone = torch.cat([z.eq(0).sum(1) == 1 for z in logits])
-    assert 0 < alone.sum() < len(alone) == sum(len(b.targets) for b in batches)
+    alone = torch.cat([(z.eq(0).sum(1) == 1)[b.predictions] for z, b in zip(logits, batches, strict=True)])
+    assert 0 < alone.sum() < len(alone) == sum(len(b.predictions) for b in batches)
     assert torch.cat(old)[alone].abs().max() == 0
     assert step(forward, batches, learning_rate=0.0).facts["ratio_max"] == 1.0
     result = step(forward, batches, old_logprobs=old)
@@ -209,7 +209,7 @@ def test_later_updates_measure_their_ratio_from_the_rollout_weights(forward):
 
 def test_the_anchor_reaches_the_loss_batch_by_batch(forward):
     batches = make_batches(40)
-    anchor = [torch.full((len(b.targets),), float(i)) for i, b in enumerate(batches)]
+    anchor = [torch.full((len(b.predictions),), float(i)) for i, b in enumerate(batches)]
     seen = []
 
     def loss(tokens: TokenBatch) -> TokenLoss:
@@ -324,6 +324,6 @@ def test_progress_is_told_of_every_micro_batch(forward):
 def test_scores_carry_no_gradient(forward):
     batches = make_batches(40)
     scores = score_batches(forward, batches, temperature=0.8)
-    assert [len(own) for own in scores] == [len(b.targets) for b in batches]
+    assert [len(own) for own in scores] == [len(b.predictions) for b in batches]
     assert not any(own.requires_grad for own in scores)
     assert score_batches(forward, [], temperature=0.8) == []

@@ -91,7 +91,7 @@ class PolicyForward:
                 tree_layout=TreeLayout.of(batch.spans),
             ).last_hidden_state[0]
         weight: Tensor = self._head.weight  # pyright: ignore[reportAssignmentType]
-        return score_tokens(
+        scores = score_tokens(
             hidden[batch.predictors],
             weight,
             batch.targets,
@@ -100,6 +100,7 @@ class PolicyForward:
             kernels=self.precision.head_kernels(weight),
             kept=batch.kept,
         )
+        return TokenScores(*(of_prediction[batch.predictions] for of_prediction in scores))
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def optimise(
     return StepResult(
         loss=total,
         gradient_norm=norm,
-        tokens_trained=sum(len(b.targets) for b in batches),
+        tokens_trained=sum(len(b.predictions) for b in batches),
         tokens_computed=sum(len(b.tokens) for b in batches),
         facts=means.result(),
     )
