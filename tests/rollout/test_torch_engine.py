@@ -132,6 +132,7 @@ def assert_is_the_plain_loop(
     [
         SamplingSettings(24),
         SamplingSettings(16, temperature=0.7),
+        SamplingSettings(16, temperature=0.1),
         SamplingSettings(16, temperature=1.5),
         SamplingSettings(16, top_k=20),
         SamplingSettings(16, temperature=1.2, top_p=0.7),
@@ -365,6 +366,37 @@ def test_weights_that_give_no_finite_number_are_said_to_have_diverged(build, mod
         engine.grow(random_prefixes(5), keys_for(3), SamplingSettings(4, **filters))
 
 
+@pytest.mark.parametrize("slots", [9, 20, 64])
+def test_samples_that_drew_the_same_are_computed_once(build, model, slots, monkeypatch):
+    engine = build(slots=slots)
+    rows_of_steps: list[int] = []
+    step = engine.decoder.step
+
+    def counted(slots, prefixes, tokens, lengths):
+        assert len(set(slots.tolist())) == len(slots)
+        rows_of_steps.append(len(tokens))
+        return step(slots, prefixes, tokens, lengths)
+
+    monkeypatch.setattr(engine.decoder, "step", counted)
+    prefixes, keys, sampling = random_prefixes(5, 9), keys_for(9, 8), SamplingSettings(12, temperature=0.15)
+    grown = engine.grow(prefixes, keys, sampling)
+    assert_is_the_plain_loop(grown, model, prefixes, keys, sampling)
+    beginnings = {
+        (index, *continuation.tokens[:end].tolist())
+        for index, own in enumerate(grown)
+        for continuation in own
+        for end in range(1, len(continuation.tokens))
+    }
+    tokens = sum(len(continuation.tokens) for own in grown for continuation in own)
+    assert sum(rows_of_steps) == len(beginnings) < 0.8 * tokens
+
+
+def test_a_group_larger_than_the_slots(build, model):
+    prefixes, keys, sampling = random_prefixes(5), keys_for(11), SamplingSettings(8, temperature=0.3)
+    grown = build(slots=3).grow(prefixes, keys, sampling)
+    assert_is_the_plain_loop(grown, model, prefixes, keys, sampling)
+
+
 class FailingDecoder:
     """Raises in the middle of a round."""
 
@@ -385,6 +417,8 @@ class FailingDecoder:
         self, slots: np.ndarray, prefixes: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
     ) -> torch.Tensor:
         raise RuntimeError("no memory")
+
+    def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None: ...
 
     def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
         return draw_rows(logits, uniform, sampling)

@@ -54,6 +54,15 @@ class Decoder(Protocol):
         """
         ...
 
+    def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Let slots go on from where others stand.
+
+        Args:
+            sources: int32 `[copies]`, slots that have taken a step.
+            targets: int32 `[copies]`, slots of no growing row, all different.
+        """
+        ...
+
     def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
         """Draw one token a row as `sampling.draw` does; rows without a finite maximum get the log-probability NaN.
 

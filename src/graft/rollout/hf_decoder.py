@@ -110,6 +110,10 @@ class HuggingFaceDecoder:
         hidden = self._forward(torch.from_numpy(ids)[:, None], torch.from_numpy(positions)[:, None])
         return self._head(hidden[torch.from_numpy(rows).to(self._device), 0]).float()
 
+    def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Let slots go on from where others stand; see `Decoder.copy_slots`."""
+        self._cache.copy(sources.tolist(), targets.tolist())
+
     def draw(self, logits: Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
         """Draw one token a row; see `Decoder.draw`."""
         return draw_rows(logits, uniform, sampling)
@@ -161,6 +165,15 @@ class _Cache:
                 self._layers.append((keys.new_zeros(shape), values.new_zeros(shape)))
             self._layers[layer][0][row, :, :length] = keys
             self._layers[layer][1][row, :, :length] = values
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy the rows of slots into those of others."""
+        for slot in targets:
+            if slot not in self._row_of:
+                self._add_row(slot)
+        to, of = ([self._row_of[slot] for slot in slots] for slots in (targets, sources))
+        for keys, values in self._layers:
+            keys[to], values[to] = keys[of], values[of]
 
     def _add_row(self, slot: int) -> None:
         """Give a slot that was squeezed out a row again."""

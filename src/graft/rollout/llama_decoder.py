@@ -146,6 +146,9 @@ class Round:
     first_slot_block: int
     slot_blocks: int
     max_new_tokens: int
+    own: torch.Tensor
+    """`[layers, slots, numbers]`: the keys and values of the slots."""
+
     keep: tuple[torch.Tensor, ...]
     """Memory that is known to the kernels by address only."""
 
@@ -348,6 +351,12 @@ class LlamaDecoder:
         round_.head(rows)
         return round_.logits[:rows]
 
+    def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Let slots go on from where others stand; see `Decoder.copy_slots`."""
+        assert self._round is not None
+        own = self._round.own
+        own[:, torch.from_numpy(targets).long()] = own[:, torch.from_numpy(sources).long()]
+
     def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
         """Draw one token a row; see `Decoder.draw`."""
         if sampling.truncated:
@@ -440,6 +449,9 @@ class LlamaDecoder:
             first_slot_block=first_slot_block,
             slot_blocks=slot_blocks,
             max_new_tokens=max_new_tokens,
+            own=cache.view(self.layer_count, blocks, -1)[:, first_slot_block:].view(
+                self.layer_count, slots, -1
+            ),
             keep=(qkv, context, inner, cosines, sines, cache),
         )
 

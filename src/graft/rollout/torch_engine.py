@@ -1,4 +1,8 @@
-"""The PyTorch engine: a batch of slots in which finished samples leave and waiting ones enter."""
+"""The PyTorch engine: a batch of slots in which finished samples leave and waiting ones enter.
+
+Samples of one prefix stay together as long as they draw the same tokens: the network computes them once, and each draws
+with its own random numbers. Where they part, the keys and values so far are copied.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +21,24 @@ from graft.types import StopReason, Tokens
 
 
 @dataclass(slots=True)
-class _Row:
+class _Sample:
     """One sample while it grows."""
 
     prefix: int
     place: int  # index among the prefix's continuations
     key: int
-    slot: int
-    tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     kept: list[Entry] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Row:
+    """Samples of one prefix that have drawn the same tokens so far; the network computes them once."""
+
+    prefix: int
+    tokens: list[int]
+    samples: list[_Sample]
+    slot: int = -1
 
 
 class TorchEngine:
@@ -43,6 +55,7 @@ class TorchEngine:
         self.path = decoder.name
         self.version = -1
         self._slots = slots
+        self._vocabulary = 0
         self._eos = frozenset(int(i) for i in eos_ids)
 
     def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None:
@@ -70,87 +83,127 @@ class TorchEngine:
             DivergenceError: a log-probability is not finite: the weights are of no use.
         """
         results: list[list[Continuation | None]] = [[None] * len(k) for k in keys]
-        waiting = [_Row(i, j, key, -1) for i, own in enumerate(keys) for j, key in enumerate(own)][::-1]
-        slots = min(self._slots, len(waiting))
+        waiting = self._groups(keys)[::-1]
+        slots = min(self._slots, sum(len(own) for own in keys))
         if not slots:
             return [[] for _ in keys]
         first_logits = self.decoder.begin(prefixes, slots, sampling.max_new_tokens)
-        vocabulary = first_logits.shape[-1]
+        self._vocabulary = first_logits.shape[-1]
         free = list(range(slots))[::-1]
         rows: list[_Row] = []
-        drawn = 0
+        drawn = growing = 0
         try:
             while rows or waiting:
-                rows = self._step(rows, sampling) if rows else rows
-                drawn += len(rows)
-                for row in [r for r in rows if self._finished(r, sampling, results, vocabulary)]:
-                    free.append(row.slot)
-                rows = [r for r in rows if results[r.prefix][r.place] is None]
-                while free and waiting:  # again, where samples end at their first token
-                    entering = []
-                    while free and waiting:
-                        row = waiting.pop()
-                        row.slot = free.pop()
-                        entering.append(row)
-                    self._draw(entering, first_logits[[r.prefix for r in entering]], sampling)
-                    for row in entering:
-                        if self._finished(row, sampling, results, vocabulary):
-                            free.append(row.slot)
-                        else:
-                            rows.append(row)
-                    drawn += len(entering)
+                if rows:
+                    drawn += growing
+                    branches = self._draw(rows, self._step(rows), sampling)
+                    rows = self._go_on(rows, branches, free, sampling, results)
+                growing = sum(len(row.samples) for row in rows)
+                # Samples grow into different rows, at worst each into one of its own.
+                while waiting and growing + len(waiting[-1].samples) <= slots:
+                    entering = waiting.pop()
+                    drawn += len(entering.samples)
+                    branches = self._draw([entering], first_logits[entering.prefix][None], sampling)
+                    rows += self._go_on([entering], branches, free, sampling, results)
+                    growing = sum(len(row.samples) for row in rows)
                 if progress is not None:
                     progress(drawn)
         finally:
             self.decoder.end()
         return [[c for c in own if c is not None] for own in results]
 
-    def _step(self, rows: list[_Row], sampling: SamplingSettings) -> list[_Row]:
-        """Append each row's last token to the cache and draw the next."""
-        logits = self.decoder.step(
+    def _groups(self, keys: Sequence[Sequence[int]]) -> list[_Row]:
+        """The samples of each prefix, cut where there are more than slots."""
+        return [
+            _Row(i, [], [_Sample(i, j, own[j]) for j in range(start, min(start + self._slots, len(own)))])
+            for i, own in enumerate(keys)
+            for start in range(0, len(own), self._slots)
+        ]
+
+    def _step(self, rows: Sequence[_Row]) -> torch.Tensor:
+        """Append each row's last token to the cache."""
+        return self.decoder.step(
             np.array([r.slot for r in rows], dtype=np.int32),
             np.array([r.prefix for r in rows], dtype=np.int32),
             np.array([r.tokens[-1] for r in rows], dtype=np.int32),
             np.array([len(r.tokens) - 1 for r in rows], dtype=np.int32),
         )
-        self._draw(rows, logits, sampling)
-        return rows
 
-    def _draw(self, rows: Sequence[_Row], logits: torch.Tensor, sampling: SamplingSettings) -> None:
-        keys = np.array([r.key for r in rows], dtype=np.uint64)
-        uniform = uniforms(keys, np.array([len(r.tokens) for r in rows]))
+    def _draw(
+        self, rows: Sequence[_Row], logits: torch.Tensor, sampling: SamplingSettings
+    ) -> list[dict[int, list[_Sample]]]:
+        """Each sample's next token: for every row, token -> the samples that drew it."""
+        drawing = [(index, sample) for index, row in enumerate(rows) for sample in row.samples]
+        if len(drawing) > len(rows):
+            logits = logits[[index for index, _ in drawing]]
+        keys = np.array([sample.key for _, sample in drawing], dtype=np.uint64)
+        uniform = uniforms(keys, np.array([len(rows[index].tokens) for index, _ in drawing]))
         tokens, logprobs, kept = self.decoder.draw(logits, uniform, sampling)
         masks = None if kept is None else kept.cpu().numpy()
-        for i, row in enumerate(rows):
-            row.tokens.append(int(tokens[i]))
-            row.logprobs.append(float(logprobs[i]))
+        branches: list[dict[int, list[_Sample]]] = [{} for _ in rows]
+        for i, (index, sample) in enumerate(drawing):
+            sample.logprobs.append(float(logprobs[i]))
             if masks is not None:
-                row.kept.append(entry_of(masks[i]))
+                sample.kept.append(entry_of(masks[i]))
+            branches[index].setdefault(int(tokens[i]), []).append(sample)
+        return branches
 
-    def _finished(
+    def _go_on(
         self,
-        row: _Row,
+        rows: Sequence[_Row],
+        branches: Sequence[dict[int, list[_Sample]]],
+        free: list[int],
         sampling: SamplingSettings,
         results: list[list[Continuation | None]],
-        vocabulary: int,
+    ) -> list[_Row]:
+        """Finish what has ended; the first of a row's other branches keeps its slot, the rest get copies."""
+        going: list[_Row] = []
+        sources: list[int] = []
+        copies: list[_Row] = []
+        for row, by_token in zip(rows, branches, strict=True):
+            slot = row.slot
+            for token, samples in by_token.items():
+                branch = _Row(row.prefix, [*row.tokens, token], samples)
+                if self._finished(branch, sampling, results):
+                    continue
+                going.append(branch)
+                if slot >= 0:
+                    branch.slot, slot = slot, -1
+                else:
+                    copies.append(branch)
+                    sources.append(row.slot)
+            if slot >= 0:
+                free.append(slot)
+        for branch in copies:
+            branch.slot = free.pop()
+        # A row that comes from its prefix alone has nothing to copy. A slot just freed is nobody's source.
+        pairs = [(source, branch.slot) for source, branch in zip(sources, copies, strict=True) if source >= 0]
+        if pairs:
+            self.decoder.copy_slots(*np.array(pairs, dtype=np.int32).T)
+        return going
+
+    def _finished(
+        self, row: _Row, sampling: SamplingSettings, results: list[list[Continuation | None]]
     ) -> bool:
-        """Store the row's continuation if its last token ends it."""
+        """Store the continuations if the row's last token ends them."""
         if row.tokens[-1] in self._eos:
             stop = StopReason.EOS
         elif len(row.tokens) >= sampling.max_new_tokens:
             stop = StopReason.LENGTH
         else:
             return False
-        logprobs = np.array(row.logprobs, dtype=np.float32)
-        if not np.isfinite(logprobs).all():
-            raise DivergenceError(
-                f"sampling with the weights after {self.version} steps: a log-probability is "
-                f"{logprobs[~np.isfinite(logprobs)][0]}"
+        tokens = np.array(row.tokens, dtype=np.int32)
+        for sample in row.samples:
+            logprobs = np.array(sample.logprobs, dtype=np.float32)
+            if not np.isfinite(logprobs).all():
+                raise DivergenceError(
+                    f"sampling with the weights after {self.version} steps: a log-probability is "
+                    f"{logprobs[~np.isfinite(logprobs)][0]}"
+                )
+            results[sample.prefix][sample.place] = Continuation(
+                tokens=tokens,
+                logprobs=logprobs,
+                stop=stop,
+                kept=KeptTokens.of(sample.kept, self._vocabulary) if sample.kept else None,
             )
-        results[row.prefix][row.place] = Continuation(
-            tokens=np.array(row.tokens, dtype=np.int32),
-            logprobs=logprobs,
-            stop=stop,
-            kept=KeptTokens.of(row.kept, vocabulary) if row.kept else None,
-        )
         return True
