@@ -151,7 +151,7 @@ class Grade:
     @property
     def failed(self) -> bool:
         """Whether the sample could not be graded for a reason that is ours, whatever score it then got."""
-        return self.outcome in OUR_FAULT
+        return self.score is None or self.outcome in OUR_FAULT
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -92,7 +92,7 @@ def test_the_share_that_may_fail(trees, failures, rate, stops):
 
     if stops:
         with pytest.raises(
-            GraderError, match=rf"{failures} of 4 samples .* grader\.max_failure_rate = {rate:g}\)"
+            GraderError, match=rf"{failures} of 4 samples .* grading\.max_failure_rate = {rate:g}\)"
         ):
             grade_trees(grader, trees, decode, max_failure_rate=rate)
     else:

@@ -15,16 +15,17 @@ LeafGrades = Mapping[int, Grade]
 
 def samples_of(trees: Sequence[Tree], decode: Callable[[Tokens], str]) -> list[Sample]:
     """One sample for each leaf, tree by tree, leaves in rising order."""
-    return [
-        Sample(
-            prompt=tree.prompt,
-            text=decode(tree.completion(leaf)),
-            tokens=tree.completion_length(leaf),
-            stop=tree.nodes[leaf].stop or StopReason.EOS,
-        )
-        for tree in trees
-        for leaf in tree.leaves()
-    ]
+    return [sample_of(tree, leaf, decode) for tree in trees for leaf in tree.leaves()]
+
+
+def sample_of(tree: Tree, leaf: int, decode: Callable[[Tokens], str]) -> Sample:
+    """The path that ends in a leaf."""
+    return Sample(
+        prompt=tree.prompt,
+        text=decode(tree.completion(leaf)),
+        tokens=tree.completion_length(leaf),
+        stop=tree.nodes[leaf].stop or StopReason.EOS,
+    )
 
 
 def grade_trees(
@@ -32,7 +33,7 @@ def grade_trees(
 ) -> list[LeafGrades]:
     """Grade every leaf.
 
-    A sample without a score leaves its group and is counted; it is not a zero.
+    A sample without a score leaves its group and is counted; it is not a zero. Raises what `settle` raises.
 
     Args:
         grader: what judges.
@@ -49,12 +50,21 @@ def grade_trees(
         raise GraderError(
             f"the grader returned {len(grades)} grades for {len(samples)} samples; want one each"
         )
-    failed = [grade for grade in grades if not grade.scored]
+    return settle(trees, grades, max_failure_rate=max_failure_rate)
+
+
+def settle(trees: Sequence[Tree], grades: Sequence[Grade], *, max_failure_rate: float) -> list[LeafGrades]:
+    """Hang the grades of `samples_of(trees)` on their leaves, unless too many of them failed.
+
+    Raises:
+        GraderError: more than `max_failure_rate` could not be graded; the message counts the reasons.
+    """
+    failed = [grade for grade in grades if grade.failed]
     if len(failed) > max_failure_rate * len(grades):
         reasons = Counter(f"{grade.outcome}: {grade.reason}" for grade in failed).most_common(3)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
         raise GraderError(
-            f"{len(failed)} of {len(grades)} samples could not be graded (allowed: grader.max_failure_rate = "
+            f"{len(failed)} of {len(grades)} samples could not be graded (allowed: grading.max_failure_rate = "
             f"{max_failure_rate:g}). {listed}"
         )
     remaining = iter(grades)
