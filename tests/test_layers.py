@@ -130,8 +130,9 @@ def test_what_is_below_knows_no_stage(name):
         ("types", set()),
         ("version", set()),
         ("tree", {"types", "errors"}),
-        ("config", set()),
+        ("config", {"grading"}),  # a grader is checked with the settings
         ("config_file", {"config", "errors"}),
+        ("graders", {"config", "data", "errors", "grading", "pull", "types"}),
         ("interrupt", set()),
         ("memory", {"errors"}),
         ("algorithms", {"config", "credit", "objective", "tree", "types"}),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ Rows = str | Path | Iterable[Mapping[str, Any]]
 
 Reward = Callable[..., Any] | str | Mapping[str, Any]
 """A function `(completion, item)` or `(completion, item, sample)` that returns a number; `"number"`;
-`"file.py:function"`; or the settings of the `[grader]` section."""
+`"file.py:function"`; `"grader.json"`, a grader of OpenAI's; or the settings of the `[grader]` section."""
 
 NEW_RUN = "runs/run"
 """Where runs go that are given no folder: `runs/run`, `runs/run-2`, ..."""
@@ -144,7 +145,8 @@ def evaluate(
     parts = assemble(config, rows=in_memory, reward=function)
     if trained:
         load_run_weights(parts.policy, folder)
-    return measure(parts, parts.held_out or parts.train, samples=samples)
+    with closing(parts):
+        return measure(parts, parts.held_out or parts.train, samples=samples)
 
 
 def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int) -> Evaluation:
@@ -161,7 +163,6 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int) -> Evaluat
         Interrupted: Ctrl-C or SIGTERM.
     """
     from graft.evaluation import evaluate as evaluate_prompts
-    from graft.grading.function import DEFAULT_MAX_FAILURE_RATE
     from graft.interrupt import Interrupt
     from graft.loop import sampling_settings
     from graft.memory import memory_errors
@@ -189,10 +190,9 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int) -> Evaluat
                 sampling=sampling_settings(config.sampling, temperature=config.evaluation.temperature),
                 threshold=config.evaluation.threshold,
                 seed=config.seed,
-                max_failure_rate=config.grader.max_failure_rate
-                if config.grader
-                else DEFAULT_MAX_FAILURE_RATE,
+                max_failure_rate=config.grading.max_failure_rate,
                 progress=on_tokens,
+                waiting=interrupt.check,
             )
         terminal.measured(len(prompts))
     return evaluation
@@ -215,6 +215,8 @@ def _split_reward(reward: Reward | None) -> tuple[Callable[..., Any] | None, dic
     if reward is None:
         return None, {}
     if isinstance(reward, str):
+        if reward.endswith(".json"):
+            return None, {"grader": {"file": reward}}
         is_reference = ":" in reward
         return None, {
             "grader": {"type": "function", "function": reward} if is_reference else {"type": reward}

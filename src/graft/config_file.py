@@ -48,7 +48,8 @@ def check_config(data: Mapping[str, Any], *, where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(dict(entry), dict(data)) for entry in error.errors()]
+        found = [_describe(dict(entry), dict(data)) for entry in error.errors()]
+        lines = [line for text in found for line in text.splitlines()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -96,6 +97,8 @@ def _describe(entry: dict[str, Any], data: dict[str, Any]) -> str:
     location = [part for part in entry["loc"] if isinstance(part, str | int)]
     path = _without_tags(location, data)
     dotted = ".".join(str(part) for part in path)
+    if entry["type"] == "bad_grader":
+        return str(entry["msg"])
     if entry["type"] == "extra_forbidden":
         return _unknown_key(path, data)
     if entry["type"] == "missing":

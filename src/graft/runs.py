@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,6 +119,7 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
     with ExitStack() as stack:
         stack.enter_context(folder)
         stack.enter_context(terminal)
+        stack.enter_context(closing(parts))
         interrupt = stack.enter_context(Interrupt())
         loop = Loop(parts, folder, terminal, interrupt)
         summary = _opening_summary(parts, loop, former=folder.read_summary())

@@ -48,7 +48,6 @@ class Services:
     base: Path = Path()
     """Folder that a function's file name starts from."""
 
-    function_timeout_s: float = 60.0
     judges: JudgeClient | None = None
     sandbox: Sandbox | None = None
     sandbox_workers: int = 1
@@ -174,7 +173,7 @@ def _json_schema(spec: JsonSchema, services: Services, observe: Observer, held: 
 
 
 def _function(spec: Function, services: Services, observe: Observer, held: ExitStack) -> Grader:
-    return FunctionGrader(load_function(spec.function, services.base), timeout_s=services.function_timeout_s)
+    return FunctionGrader(load_function(spec.function, services.base), timeout_s=spec.timeout_s)
 
 
 _MAKERS: Mapping[type, Callable[[Any, Services, Observer, ExitStack], Grader]] = {

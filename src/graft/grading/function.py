@@ -13,9 +13,6 @@ from typing import Any
 from graft.errors import GraderError
 from graft.types import Grade, Outcome, Sample
 
-DEFAULT_MAX_FAILURE_RATE = 0.1
-"""Share of samples without a score above which a run stops, where no `[grader]` section says otherwise."""
-
 MAX_ABANDONED = 8
 """Calls that may hang for good before the run stops: each keeps a thread."""
 

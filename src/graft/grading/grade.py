@@ -7,15 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from graft.errors import GraderError
 from graft.tree import Tree
-from graft.types import Grade, Grader, Sample, StopReason, Tokens
+from graft.types import Grade, Sample, StopReason, Tokens
 
 LeafGrades = Mapping[int, Grade]
 """Leaf id -> its grade."""
-
-
-def samples_of(trees: Sequence[Tree], decode: Callable[[Tokens], str]) -> list[Sample]:
-    """One sample for each leaf, tree by tree, leaves in rising order."""
-    return [sample_of(tree, leaf, decode) for tree in trees for leaf in tree.leaves()]
 
 
 def sample_of(tree: Tree, leaf: int, decode: Callable[[Tokens], str]) -> Sample:
@@ -28,33 +23,15 @@ def sample_of(tree: Tree, leaf: int, decode: Callable[[Tokens], str]) -> Sample:
     )
 
 
-def grade_trees(
-    grader: Grader, trees: Sequence[Tree], decode: Callable[[Tokens], str], *, max_failure_rate: float
-) -> list[LeafGrades]:
-    """Grade every leaf.
-
-    A sample without a score leaves its group and is counted; it is not a zero. Raises what `settle` raises.
+def settle(trees: Sequence[Tree], grades: Sequence[Grade], *, max_failure_rate: float) -> list[LeafGrades]:
+    """Hang grades on the leaves that they belong to, unless too many of them failed.
 
     Args:
-        grader: what judges.
         trees: grown trees.
-        decode: token ids -> text.
-        max_failure_rate: largest share of samples without a score.
+        grades: one for each leaf, tree by tree, leaves in rising order.
+        max_failure_rate: largest share of them that may have failed.
 
-    Raises:
-        GraderError: more than that share could not be graded; the message counts the reasons.
-    """
-    samples = samples_of(trees, decode)
-    grades = list(grader(samples))
-    if len(grades) != len(samples):
-        raise GraderError(
-            f"the grader returned {len(grades)} grades for {len(samples)} samples; want one each"
-        )
-    return settle(trees, grades, max_failure_rate=max_failure_rate)
-
-
-def settle(trees: Sequence[Tree], grades: Sequence[Grade], *, max_failure_rate: float) -> list[LeafGrades]:
-    """Hang the grades of `samples_of(trees)` on their leaves, unless too many of them failed.
+    A sample without a score leaves its group and is counted; it is not a zero.
 
     Raises:
         GraderError: more than `max_failure_rate` could not be graded; the message counts the reasons.

@@ -331,6 +331,9 @@ class Function(Named):
     """`package.module:function` or `file.py:function`, called as `function(completion, item)` or
     `function(completion, item, sample)`; returns a number."""
 
+    timeout_s: FiniteFloat = Field(default=60.0, gt=0)
+    """Longest time for one call."""
+
     @field_validator("function")
     @classmethod
     def _is_a_reference(cls, value: str) -> str:

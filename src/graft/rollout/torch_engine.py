@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from graft.rollout.decoder import Decoder
-from graft.rollout.engine import Continuation
+from graft.rollout.engine import Continuation, Finished
 from graft.rollout.sampling import SamplingSettings, draw, uniforms
 from graft.types import StopReason, Tokens
 
@@ -56,6 +56,7 @@ class TorchEngine:
         sampling: SamplingSettings,
         *,
         progress: Callable[[int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Continuation]]:
         """Sample continuations; see `Engine.grow`."""
         results: list[list[Continuation | None]] = [[None] * len(k) for k in keys]
@@ -71,7 +72,7 @@ class TorchEngine:
             while rows or waiting:
                 rows = self._step(rows, sampling) if rows else rows
                 drawn += len(rows)
-                for row in [r for r in rows if self._finished(r, sampling, results)]:
+                for row in [r for r in rows if self._finished(r, sampling, results, finished)]:
                     free.append(row.slot)
                 rows = [r for r in rows if results[r.prefix][r.place] is None]
                 while free and waiting:  # again, where samples end at their first token
@@ -82,7 +83,7 @@ class TorchEngine:
                         entering.append(row)
                     self._draw(entering, first_logits[[r.prefix for r in entering]], sampling)
                     for row in entering:
-                        if self._finished(row, sampling, results):
+                        if self._finished(row, sampling, results, finished):
                             free.append(row.slot)
                         else:
                             rows.append(row)
@@ -125,7 +126,11 @@ class TorchEngine:
         return tokens.tolist(), logprobs.tolist(), kept
 
     def _finished(
-        self, row: _Row, sampling: SamplingSettings, results: list[list[Continuation | None]]
+        self,
+        row: _Row,
+        sampling: SamplingSettings,
+        results: list[list[Continuation | None]],
+        finished: Finished | None,
     ) -> bool:
         """Store the row's continuation if its last token ends it."""
         if row.tokens[-1] in self._eos:
@@ -134,10 +139,13 @@ class TorchEngine:
             stop = StopReason.LENGTH
         else:
             return False
-        results[row.prefix][row.place] = Continuation(
+        continuation = Continuation(
             tokens=np.array(row.tokens, dtype=np.int32),
             logprobs=np.array(row.logprobs, dtype=np.float32),
             stop=stop,
             kept=tuple(row.kept) if row.kept else None,
         )
+        results[row.prefix][row.place] = continuation
+        if finished is not None:
+            finished(row.prefix, row.place, continuation)
         return True
