@@ -12,7 +12,7 @@ from typing import Any
 import tomlkit
 from pydantic import ValidationError
 
-from graft.config import ALGORITHM_NAMES, RunConfig, section_at
+from graft.config import ALGORITHM_NAMES, Grading, RunConfig, section_at
 from graft.errors import ConfigError
 
 
@@ -33,6 +33,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         set_override(data, override)
     data["base"] = str((path.parent / data.get("base", ".")).resolve())
     return check_config(data, where=str(path))
+
+
+def load_grading(overrides: Sequence[str]) -> Grading:
+    """The `[grading]` section alone, from its defaults and `grading.a=b` overrides.
+
+    Raises:
+        ConfigError: an override is not of this section, unknown, malformed or out of range.
+    """
+    data: dict[str, Any] = {}
+    for override in overrides:
+        set_override(data, override)
+    if set(data) - {"grading"}:
+        raise ConfigError(f"--set {overrides[0]}: without a settings file only grading.* can be set")
+    try:
+        return Grading.model_validate(data.get("grading", {}))
+    except ValidationError as error:
+        entries = [{**entry, "loc": ("grading", *entry["loc"])} for entry in error.errors()]
+        raise ConfigError("\n".join(f"--set: {_describe(entry, data)}" for entry in entries)) from None
 
 
 def check_config(data: Mapping[str, Any], *, where: str) -> RunConfig:

@@ -48,8 +48,8 @@ class Problem:
         return f"{self.where}: {self.path}: got {self.got}; wants {self.wants}"
 
 
-def read_jsonl(path: Path) -> Iterator[RawRow | Problem]:
-    """One JSON object a line, UTF-8 with or without a byte-order mark. Blank lines are skipped.
+def read_jsonl(path: Path, *, any_value: bool = False) -> Iterator[RawRow | Problem]:
+    """One JSON object a line (or any JSON value), UTF-8 with or without a byte-order mark. Blank lines are skipped.
 
     Stricter than Python's parser: a key twice in an object, NaN and infinities are problems.
 
@@ -68,7 +68,7 @@ def read_jsonl(path: Path) -> Iterator[RawRow | Problem]:
             except BadJsonError as error:
                 yield Problem(where, "$", error.got, error.wants)
                 continue
-            if isinstance(value, dict):
+            if any_value or isinstance(value, dict):
                 yield RawRow(where, value)
             else:
                 yield Problem(where, "$", shown(value), 'a JSON object, e.g. {"messages": [...]}')

@@ -278,7 +278,7 @@ def _json_problem(name: str, raw: bytes, error: BadJsonError) -> Problem:
     position = min(error.position, len(text))
     line = text.count("\n", 0, position) + 1
     column = position - (text.rfind("\n", 0, position) + 1) + 1
-    at = text[position : position + 1]
+    at = text[position : position + 1] if text[position:].strip() else ""
     before = text[:position].rstrip()
     if at in ("}", "]") and before.endswith(","):
         advice = "no comma before it: remove the last one"
