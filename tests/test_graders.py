@@ -35,8 +35,7 @@ MINIMAL = {"run": "r", "model": {"name": "m"}, "data": {"source": "rows.jsonl"},
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path) -> Iterator[Scripted]:
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+def server() -> Iterator[Scripted]:
     with scripted_server() as script:
         yield script
 
@@ -144,6 +143,7 @@ def test_a_local_server_in_the_place_of_openais_model_needs_no_key(server, monke
 
 
 def test_the_cache_lies_beside_the_models(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     server.replies = [judged(verdict(1)), judged(verdict(0))]
     settings = grading(base_url=server.url, api_key_env="", cache=True)
     for _ in range(2):

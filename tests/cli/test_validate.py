@@ -17,6 +17,8 @@ CHECK = {
 }
 ROWS = [{"messages": [{"role": "user", "content": f"{n} + 1?"}], "answer": str(n + 1)} for n in range(10)]
 
+SETTINGS = 'run = "r"\nmodel.name = "m"\ndata.source = "rows.jsonl"\ntraining.steps = 1\n[grader]\n'
+
 SLIDE_JUDGE = """{
     "type": "score_model",
     "name": "Example score model grader",
@@ -141,14 +143,13 @@ def test_the_body_of_a_job(graft, write, depth):
 
 
 def test_settings_with_a_grader(graft, write):
-    text = 'run = "r"\nmodel.name = "m"\ndata.source = "rows.jsonl"\ntraining.steps = 1\n[grader]\ntype = "number"\nkey = "sum"\n'
+    text = SETTINGS + 'type = "number"\nkey = "sum"\n'
     result = graft("validate", write("c.toml", text), write("rows.jsonl", ROWS))
     assert (result.code, len(result.out.splitlines())) == (3, 10)
     assert "$.sum" in result.out
     assert graft("validate", write("c.toml", text.replace('key = "sum"', "ky = 1"))).code == 5
     write("g.json", {**CHECK, "operation": "is"})
-    text = 'run = "r"\nmodel.name = "m"\ndata.source = "rows.jsonl"\ntraining.steps = 1\n[grader]\nfile = "g.json"\n'
-    result = graft("validate", write("c.toml", text))
+    result = graft("validate", write("c.toml", SETTINGS + 'file = "g.json"\n'))
     assert "g.json:6: $.operation" in result.out
 
 

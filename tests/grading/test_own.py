@@ -107,6 +107,10 @@ def worker() -> Iterator[MathWorker]:
         ("1,234", "1234", "equal"),
         ("50%", "50\\%", "equal"),
         ("first 4, then 7", "7", "equal"),  # the last one counts
+        ("She answered 12 of them.\nSo 5 are left.", "5", "equal"),
+        ("The answer is 4.\n\nHope that helps!", "4", "equal"),
+        ("It is $$\n\\frac{1}{2}\n$$", "0.5", "equal"),
+        ("\\boxed{4}\nLine 2 said 7.", "4", "equal"),
         ("I do not know", "4", "no answer"),
         ("", "4", "no answer"),
         ("4", "no number here", "no reference"),

@@ -11,6 +11,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import IO, Any, Literal, get_args
 
 from graft.errors import GraderError
@@ -22,7 +23,7 @@ TIMEOUT_S = 5.0
 """Longest time for parsing one text, and for comparing the two."""
 
 PATIENCE_S = 10.0
-"""How much longer than that the process may take to answer, beside the three limits."""
+"""How much longer the process may take to answer than three such limits."""
 
 START_S = 120.0
 """Longest time for the process to import its libraries."""
@@ -119,6 +120,10 @@ def _listen(output: IO[str] | None, answers: queue.SimpleQueue[str]) -> None:
     answers.put("")
 
 
+LAST_LINES = 10
+"""Lines that are looked at one by one, from the end."""
+
+
 def compare(text: str, reference: str, timeout_s: float) -> Verdict:
     """See `MathWorker.compare`; for the main thread of a process."""
     import math_verify
@@ -127,10 +132,25 @@ def compare(text: str, reference: str, timeout_s: float) -> Verdict:
     gold = math_verify.parse(_as_math(reference), parsing_timeout=seconds)
     if not gold:
         return "no reference"
-    found = math_verify.parse(text, parsing_timeout=seconds)
+    found = _last_expression(text, lambda piece: math_verify.parse(piece, parsing_timeout=seconds))
     if not found:
         return "no answer"
     return "equal" if math_verify.verify(gold, found, timeout_seconds=seconds) else "different"
+
+
+def _last_expression(text: str, parse: Callable[[str], list[Any]]) -> list[Any]:
+    """What the last line with an expression says; the whole text where formulas span lines or one is boxed.
+
+    On a whole text math-verify prefers what follows "answer", and takes "she answered 12 questions" for it.
+    """
+    if any(sign in text for sign in ("\\boxed", "\\begin", "\\[", "$$")):
+        return parse(text)
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in lines[: -LAST_LINES - 1 : -1]:
+        found = parse(line)
+        if found:
+            return found
+    return parse(text)
 
 
 def _as_math(reference: str) -> str:
