@@ -15,10 +15,14 @@ import graft  # noqa: F401  guards the CPU before torch computes anything
 import pytest
 import tokenizers
 import torch
+from hypothesis import settings
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, TokenizersBackend
 
 from graft.pull import default_cache, pull
+
+settings.register_profile("graft", deadline=None)  # a deadline is an assertion about time
+settings.load_profile("graft")
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
