@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nltk
@@ -159,7 +160,7 @@ def write_wordnet(folder: Path) -> Path:
 
 
 @pytest.fixture
-def no_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_corpora(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """NLTK that finds no data, and has forgotten what it found before."""
     import nltk.corpus
     from nltk.corpus.reader import WordNetCorpusReader
@@ -168,6 +169,9 @@ def no_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk.data, "path", [])
     lazy = LazyCorpusLoader("wordnet", WordNetCorpusReader, LazyCorpusLoader("omw-1.4", WordNetCorpusReader))
     monkeypatch.setattr(nltk.corpus, "wordnet", lazy)
+    yield
+    for stream in vars(lazy).get("_data_file_map", {}).values():  # which NLTK keeps open
+        stream.close()
 
 
 @pytest.mark.usefixtures("no_corpora")

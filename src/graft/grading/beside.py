@@ -56,7 +56,7 @@ class GradingBeside:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        for _ in range(self._started):
+        for _thread in range(self._started):
             self._waiting.put(None)
 
     def finished(self, prompts: Sequence[Prompt]) -> Callable[[int, int, Finished], None]:

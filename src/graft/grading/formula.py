@@ -17,7 +17,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 LONGEST = 10_000
 """Characters of a formula."""
@@ -25,7 +25,7 @@ LONGEST = 10_000
 DEEPEST = 50
 """Levels of nesting of a formula."""
 
-FUNCTIONS: Mapping[str, Callable[..., float]] = {
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "min": lambda *numbers: min(numbers),
     "max": lambda *numbers: max(numbers),
     "abs": abs,
@@ -71,7 +71,7 @@ class _Token:
 class _Apply:
     """Replace the last `count` values by a function of them."""
 
-    function: Callable[..., float]
+    function: Callable[..., Any]
     count: int
 
 

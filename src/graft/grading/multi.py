@@ -66,7 +66,7 @@ def by_weights(weights: Mapping[str, float]) -> Combine:
     return lambda scores: sum(weights[key] * score for key, score in scores.items())
 
 
-def zero_failures(grader: Grader) -> Callable[[Sequence[Sample]], list[Grade]]:
+def zero_failures(grader: Grader) -> Grader:
     """A grader whose failures score 0, as at OpenAI; their outcome still says that they failed."""
 
     def grade(samples: Sequence[Sample]) -> list[Grade]:

@@ -11,7 +11,7 @@ from graft.data.sources import BadJsonError, Problem, parse_json, shown
 from graft.errors import DataError
 from graft.grading.libraries import import_library
 from graft.grading.template import MissingVariableError
-from graft.types import Fault, Grade, Outcome, Sample, StopReason
+from graft.types import Fault, Grade, Grader, Outcome, Sample, StopReason
 
 FORMAT_TYPES = ("json_schema", "json_object", "text")
 
@@ -171,9 +171,7 @@ def schema_check(schema: Any) -> Callable[[Any], str | None]:
     return check
 
 
-def observed_by(
-    observe: Observer, judge: Callable[[Observation], Grade]
-) -> Callable[[Sequence[Sample]], list[Grade]]:
+def observed_by(observe: Observer, judge: Callable[[Observation], Grade]) -> Grader:
     """A grader that judges observations one by one, and says so where a template leads to nothing."""
 
     def grade(samples: Sequence[Sample]) -> list[Grade]:

@@ -51,7 +51,7 @@ class Reference:
         Raises:
             MissingVariableError: no such key or position.
         """
-        value = namespaces[self.namespace]
+        value: Any = namespaces[self.namespace]
         for step in self.steps:
             if isinstance(step, int):
                 if not isinstance(value, list | tuple):
@@ -62,7 +62,8 @@ class Reference:
                 raise MissingVariableError(self, f"'.{step}' of what is no object")
             elif step not in value:
                 raise MissingVariableError(self, f"no key {step!r}; there are: {', '.join(map(str, value))}")
-            value = value[step]
+            container: Any = value
+            value = container[step]
         return value
 
 
