@@ -53,7 +53,7 @@ def rows(*items: dict[str, Any]) -> list[Row]:
 def test_a_grader_in_the_settings_is_written_out_and_read_back(tmp_path):
     config = check_config({**MINIMAL, "grader": CHECK}, where="here")
     assert config.grader == {**CHECK, "name": "string_check"}
-    assert grader_spec(config.grader, tmp_path) == parse_grader(CHECK)
+    assert grader_spec(config.grader or {}, tmp_path) == parse_grader(CHECK)
 
 
 def test_a_grader_in_a_toml_file_with_members(tmp_path):

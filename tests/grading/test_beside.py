@@ -50,7 +50,7 @@ class Recording:
     """The first token as score; keeps what it was asked."""
 
     def __init__(
-        self, calls_at_once: int = 1, before: Callable[[Sample], None] = lambda sample: None
+        self, calls_at_once: int = 1, before: Callable[[Sample], object] = lambda sample: None
     ) -> None:
         self.calls_at_once = calls_at_once
         self.asked: list[Sample] = []
@@ -103,7 +103,7 @@ def test_grading_has_begun_before_sampling_ends():
 def test_the_engine_is_not_kept_waiting_and_samples_are_judged_side_by_side():
     """No sample is judged before all four are asked about: that needs four threads and an engine that goes on."""
     together = threading.Barrier(4, timeout=LONG)
-    grader = Recording(4, before=lambda sample: together.wait() and None)
+    grader = Recording(4, before=lambda sample: together.wait())
     with GradingBeside(grader, decode) as beside:
         finished = beside.finished(PROMPTS)
         for index, samples in enumerate(ROUND):
@@ -152,7 +152,7 @@ def test_the_user_may_stop_the_wait():
         if len(looks) == 2:
             raise Stopped
 
-    grader = Recording(before=lambda sample: release.wait(LONG) and None)
+    grader = Recording(before=lambda sample: release.wait(LONG))
     with pytest.raises(Stopped), GradingBeside(grader, decode) as beside:
         beside.grades(trees(), max_failure_rate=0.0, waiting=waiting)
     release.set()
