@@ -1,203 +1,100 @@
-"""Grades a second: `python -m benchmarks.graders --json`.
+"""How many samples a second graders judge on one core.
 
-The python sandbox's warm pool against what it replaces, in turns in one run, on the same calls: a fresh sandbox for
-each call, and a fresh interpreter for each call without any sandbox.
+    python -m benchmarks.graders [--seconds 1.0] [--rounds 5] [--json]
+
+Each grader judges the same completions again and again, one at a time as in a run, in rounds that take turns; the
+report has the median and the spread of the rounds. Judges and endpoints are as fast as their servers and are not here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from benchmarks.harness import cell, ratio, say, spread
-from graft.grading.sandbox import Sandbox
+from graft.config import Grading
+from graft.graders import open_grader
+from graft.grading.build import BuiltGrader
+from graft.grading.check import parse_grader
+from graft.grading.offline import sample_of_text
+from graft.platform import read_cpu
+from graft.types import Sample
 
-SOURCES = {
-    "plain": """
-import re
-def grade(sample, item):
-    numbers = re.findall(r"-?\\d+", sample["output_text"])
-    return float(bool(numbers) and numbers[-1] == item["answer"])
-""",
-    "numpy": """
-import numpy as np
-def grade(sample, item):
-    numbers = np.array(sample["output_text"].split()[-1:], dtype=float)
-    return float(np.exp(-np.abs(numbers - float(item["answer"])).sum()))
-""",
+TEXT = {"input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+CHECK = {"type": "string_check", **TEXT, "operation": "eq"}
+FUZZY = {"type": "text_similarity", **TEXT, "evaluation_metric": "fuzzy_match"}
+
+CASES: Mapping[str, dict[str, Any]] = {
+    "string_check": CHECK,
+    "fuzzy_match": FUZZY,
+    "rouge_l": {**FUZZY, "evaluation_metric": "rouge_l"},
+    "bleu": {**FUZZY, "evaluation_metric": "bleu"},
+    "number": {"type": "number", "key": "number"},
+    "multi": {"type": "multi", "graders": {"a": CHECK, "b": FUZZY}, "calculate_output": "0.5*a + 0.5*b"},
 }
-"""Two graders: one of the standard library alone, one that imports numpy."""
+"""Name -> grader. The sandbox's cases (warm workers beside a fresh interpreter a call) belong here too."""
 
-FRESH = """
-import json, sys
-call = json.load(sys.stdin)
-namespace = {}
-exec(call["source"], namespace)
-print(float(namespace["grade"](call["sample"], call["item"])))
-"""
-"""What a fresh interpreter runs."""
-
-TARGETS = {"warm pool: plain": ">= 200 on 2 cores"}
-
-Turn = Callable[[int], list[float]]
-"""Grades so many calls, and returns the values."""
+AIMS = {"string_check": 20_000, "fuzzy_match": 2_000}
+"""Samples a second."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    report: dict[str, Any] = {
-        "command": harness.command_line(
-            "benchmarks.graders", sys.argv[1:] if arguments is None else arguments
-        ),
-        "time": harness.now(),
-        "machine": harness.machine(),
-        "environment": harness.environment(),
-        "notes": [],
-        "settings": vars(options),
-    }
-    report |= measure_sandbox(options)
-    print(as_text(report), file=sys.stderr if options.json else sys.stdout)
-    if options.json:
-        print(json.dumps(report, indent=2))
+def completions() -> list[Sample]:
+    """Answers of a few words up to a few lines, right and wrong."""
+    made = []
+    for n in range(200):
+        steps = "\n".join(f"Step {k}: {n} plus {k} is {n + k}, so we go on." for k in range(n % 8))
+        text = f"{steps}\nThe answer is {n + n % 3}."
+        made.append(sample_of_text(text, {"answer": f"The answer is {n}.", "number": n}, row=n))
+    return made
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser("python -m benchmarks.graders", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON; the tables go to standard error")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each side after its warm-up")
-    parser.add_argument("--workers", type=int, default=2, help="calls side by side, on every side")
-    parser.add_argument("--calls", type=int, default=400, help="calls of the warm pool in one turn")
-    parser.add_argument("--fresh-calls", type=int, default=10, help="calls of the other sides in one turn")
-    return parser.parse_args(arguments)
+def measure(grader: BuiltGrader, samples: Sequence[Sample], seconds: float) -> float:
+    """Samples a second of one round, CPU time of this thread."""
+    done, began = 0, time.thread_time()
+    while (spent := time.thread_time() - began) < seconds:
+        for sample in samples:
+            grader([sample])
+        done += len(samples)
+    return done / spent
 
 
-def measure_sandbox(options: argparse.Namespace) -> dict[str, Any]:
-    """Speeds of the three ways to run a `python` grader, in calls a second."""
-    speeds: dict[str, list[float]] = {}
-    cpu: dict[str, list[float]] = {}
-    with Sandbox(workers=options.workers) as pool, ThreadPoolExecutor(options.workers) as threads:
-        for name, source in SOURCES.items():
-            turns: dict[str, tuple[Turn, int]] = {
-                f"warm pool: {name}": (warm(pool, source), options.calls),
-                f"fresh sandbox: {name}": (fresh_sandbox(threads, source), options.fresh_calls),
-                f"fresh interpreter, no sandbox: {name}": (
-                    fresh_interpreter(threads, source),
-                    options.fresh_calls,
-                ),
-            }
-            for turn, _ in turns.values():
-                turn(options.workers)
-            for _ in range(options.repeats):
-                for side, (turn, calls) in turns.items():
-                    before = cpu_seconds_here()
-                    speeds.setdefault(side, []).append(calls_per_second(side, turn, calls))
-                    if side.startswith("warm pool"):  # the others' processes are gone by now
-                        cpu.setdefault(side, []).append((cpu_seconds_here() - before) / calls * 1000)
-    ratios = {
-        f"warm pool / {other}: {name}": ratio(speeds[f"warm pool: {name}"], speeds[f"{other}: {name}"])
-        for name in SOURCES
-        for other in ("fresh sandbox", "fresh interpreter, no sandbox")
-    }
-    return {
-        "calls_per_second": {side: spread(own) for side, own in speeds.items()},
-        "cpu_ms_per_call": {side: spread(own) for side, own in cpu.items()},
-        "ratios": ratios,
-    }
-
-
-def cpu_seconds_here() -> float:
-    """Processor time of this process, of its living descendants and of the dead ones that those waited for."""
-    parents, used = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            parents[int(folder.name)] = int(fields[1])
-            used[int(folder.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    ours = {os.getpid()}
-    for _ in range(8):  # generations
-        ours |= {process for process, parent in parents.items() if parent in ours}
-    own_dead = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return sum(used[process] for process in ours & used.keys()) - own_dead.ru_utime - own_dead.ru_stime
-
-
-def calls_per_second(side: str, turn: Turn, calls: int) -> float:
-    """One turn; every value must be right."""
-    started = time.perf_counter()
-    values = turn(calls)
-    speed = calls / (time.perf_counter() - started)
-    if values != [1.0] * calls:
-        raise ValueError(f"{side}: a grade is wrong: {values}")
-    say(f"  {side}: {speed:.1f} calls/s")
-    return speed
-
-
-def call(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A sample of some length and its item."""
-    text = "First we add, then we multiply. " * 20 + f"The answer is {number}"
-    return {"output_text": text, "choices": [{"message": {"content": text}}]}, {"answer": str(number)}
-
-
-def warm(pool: Sandbox, source: str) -> Turn:
-    """All calls on the pool that is there."""
-
-    def turn(calls: int) -> list[float]:
-        return [result.value or 0.0 for result in pool.run_grade(source, [call(n) for n in range(calls)])]
-
-    return turn
-
-
-def fresh_sandbox(threads: ThreadPoolExecutor, source: str) -> Turn:
-    """A sandbox of its own for each call."""
-
-    def one(number: int) -> float:
-        with Sandbox(workers=1) as sandbox:
-            return sandbox.run_grade(source, [call(number)])[0].value or 0.0
-
-    return lambda calls: list(threads.map(one, range(calls)))
-
-
-def fresh_interpreter(threads: ThreadPoolExecutor, source: str) -> Turn:
-    """An interpreter of its own for each call, unprotected."""
-
-    def one(number: int) -> float:
-        sample, item = call(number)
-        given = json.dumps({"source": source, "sample": sample, "item": item})
-        command = [sys.executable, "-c", FRESH]
-        return float(subprocess.run(command, input=given, text=True, capture_output=True, check=True).stdout)
-
-    return lambda calls: list(threads.map(one, range(calls)))
-
-
-def as_text(report: Mapping[str, Any]) -> str:
-    """The tables."""
-    settings = report["settings"]
-    rows = [
-        [side, cell(own, 1), cell(report["cpu_ms_per_call"].get(side), 1), TARGETS.get(side, "")]
-        for side, own in report["calls_per_second"].items()
-    ]
-    return "\n".join(
-        [
-            harness.header(report),
-            f"{settings['workers']} calls side by side, {settings['repeats']} turns",
-            "",
-            harness.table(["side", "calls/s: median (low-high)", "CPU ms a call", "target"], rows),
-            "",
-            harness.ratio_table(report["ratios"], {}),
-        ]
+def main() -> None:
+    """Print the report as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--seconds", type=float, default=1.0, help="of CPU time, each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print JSON (the default is a table)")
+    arguments = parser.parse_args()
+    samples = completions()
+    graders = {name: open_grader(parse_grader(spec), Grading(), base=Path()) for name, spec in CASES.items()}
+    rates: dict[str, list[float]] = {name: [] for name in graders}
+    for grader in graders.values():
+        grader(samples)  # warm-up
+    for _ in range(arguments.rounds):
+        for name, grader in graders.items():
+            rates[name].append(measure(grader, samples, arguments.seconds))
+    report = {
+        name: {
+            "samples_per_s": round(statistics.median(values)),
+            "least": round(min(values)),
+            "most": round(max(values)),
+            **({"aim": AIMS[name]} if name in AIMS else {}),
+        }
+        for name, values in rates.items()
+    }
+    if arguments.json:
+        print(json.dumps({"cpu": read_cpu().model_name, "graders": report}, indent=2))
+        return
+    print(f"{read_cpu().model_name}, one core")
+    for name, entry in report.items():
+        aim = f", aim {entry['aim']}" if "aim" in entry else ""
+        print(f"{name:<14} {entry['samples_per_s']:>8} /s  ({entry['least']} to {entry['most']}{aim})")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_rows_from_a_file_and_a_grader_by_settings(model):
     assert run.path == Path("first")
     config = load_config(run.path / "config.toml")
     assert config.grader is not None
-    assert (config.data.source, config.grader.key) == ("rows.jsonl", "sum")
+    assert (config.data.source, config.grader["key"]) == ("rows.jsonl", "sum")
 
 
 def test_a_generator_of_rows_and_a_reward_by_name(model):
@@ -153,7 +153,7 @@ def test_wrong_settings_are_refused_as_in_a_file(model, settings, message):
         ([], by_length, DataError, "no rows"),
         (ROWS, 7, ConfigError, "reward: got a int"),
         (ROWS, None, ConfigError, "needs a [grader] section"),
-        (ROWS, "nubmer", ConfigError, "grader.type"),
+        (ROWS, "nubmer", ConfigError, "grader.type: got \"nubmer\"; wants a type. Did you mean 'number'?"),
         (ROWS, lambda: 1.0, GraderError, "want function(completion, item)"),
     ],
 )

@@ -77,7 +77,8 @@ WARM = {"warm_start": {"worked": "key:worked", "steps": 3}}
         ({}, "algorithm.groupsize", "'group_size'"),
         ({}, "algorithm.clip.hihg", "'high'"),
         ({}, "algorithm.kl.coeficient", "'coefficient'"),
-        ({"grader": {"type": "number"}}, "grader.timeout", "'timeout_s'"),
+        ({}, "grading.judge.basurl", "'base_url'"),
+        ({}, "grading.max_failure", "'max_failure_rate'"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_name(present, path, hint):
@@ -229,8 +230,24 @@ def test_every_finding_has_its_line():
         ({"training": {"epochs": 2}}, "give either training.steps or training.epochs"),
         ({"data": {"source": "gym:chain_sum"}}, "data.rows: a 'gym:' source has no end"),
         ({"data": {"held_out": 5, "held_out_source": "x.jsonl"}}, "give either data.held_out (split off)"),
-        ({"grader": {"type": "function"}}, "grader.function belongs to type = 'function'"),
-        ({"grader": {"type": "number", "function": "a:b"}}, "grader.function belongs to type = 'function'"),
+        ({"grader": {"type": "function"}}, "here.toml: grader.function: got nothing; wants a value"),
+        (
+            {"grader": {"type": "number", "function": "a:b"}},
+            "grader.function: got a key that this grader does not",
+        ),
+        (
+            {"grader": {"type": "number", "ky": 1}},
+            "grader.ky: got a key that this grader does not have; wants none. Did",
+        ),
+        ({"grader": {"key": "answer"}}, "grader.type: got nothing; wants a type"),
+        (
+            {"grader": {"file": "a.json", "type": "multi"}},
+            "grader.file: want a file's name, and no other key",
+        ),
+        (
+            {"grader": {"type": "json_schema", "schema": {"enum": [None]}}},
+            "TOML has none: put the grader into a JSON",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(changes, words):

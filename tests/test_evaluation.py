@@ -12,7 +12,7 @@ import torch
 
 from graft.errors import GraderError
 from graft.evaluation import Evaluation, estimate, evaluate, pass_at_k
-from graft.rollout.engine import Continuation
+from graft.rollout.engine import Continuation, Finished
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.types import Grade, Outcome, Prompt, Purpose, Sample, StopReason
 
@@ -89,9 +89,15 @@ class ScriptedEngine:
         sampling: SamplingSettings,
         *,
         progress: Callable[[int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Continuation]]:
         self.keys = [list(own) for own in keys]
-        return [[self._sample(token) for token in row] for row in self.script]
+        grown = [[self._sample(token) for token in row] for row in self.script]
+        assert finished is not None
+        for index, own in enumerate(grown):
+            for place, continuation in enumerate(own):
+                finished(index, place, continuation)
+        return grown
 
     def _sample(self, token: int) -> Continuation:
         tokens = [token] if token >= 0 else [-token, 9]

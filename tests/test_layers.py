@@ -131,8 +131,9 @@ def test_what_is_below_knows_no_stage(name):
         ("version", set()),
         ("kept", {"types", "errors"}),
         ("tree", {"types", "kept", "errors"}),
-        ("config", set()),
+        ("config", {"grading"}),  # a grader is checked with the settings
         ("config_file", {"config", "errors"}),
+        ("graders", {"config", "data", "errors", "grading", "pull", "types"}),
         ("interrupt", set()),
         ("memory", {"errors"}),
         ("algorithms", {"config", "credit", "objective", "tree", "types"}),

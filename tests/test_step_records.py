@@ -12,7 +12,7 @@ from graft.evaluation import Estimate, Evaluation
 from graft.report.metrics import Moment, Stage, check_record
 from graft.step_records import Step, evaluation_record, step_clock, step_record
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Grade, Outcome, Prompt, StopReason
+from graft.types import Fault, Grade, Outcome, Prompt, StopReason, TokenUsage
 from graft.update.step import StepResult
 
 RESULT = StepResult(
@@ -93,6 +93,32 @@ def test_a_training_step_by_hand():
             "grade_seconds": 1.0,
         }
     )
+
+
+def test_parts_faults_and_judge_tokens_are_told():
+    first = Grade(
+        1.0, parts={"form": 1.0, "right": 0.5}, usage={"m": TokenUsage(10, 2), "n": TokenUsage(1, 1)}
+    )
+    second = Grade(
+        0.0, parts={"form": 0.0}, faults={Fault.SAMPLE_PARSE: "no JSON"}, usage={"m": TokenUsage()}
+    )
+    record = record_of(
+        training_step(first, second, Grade(0.0, faults={Fault.SAMPLE_PARSE: "", Fault.OTHER: ""}))
+    )
+    wanted = {
+        "part_form_mean": 0.5,
+        "part_right_mean": 0.5,
+        "grading_sample_parse_error_count": 2,
+        "grading_other_error_count": 1,
+        "judge_prompt_tokens": 11,
+        "judge_completion_tokens": 3,
+    }
+    assert {name: record[name] for name in wanted} == wanted
+
+
+def test_a_failure_that_scores_0_is_counted_as_one():
+    record = record_of(training_step(Grade(1.0), Grade(0.0, Outcome.CRASHED), Grade(0.0)))
+    assert (record["grades_failed"], record["reward_mean"]) == (1, pytest.approx(1 / 3))
 
 
 def test_failed_grades_are_counted_and_left_out_of_the_means():

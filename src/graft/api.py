@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ Rows = str | Path | Iterable[Mapping[str, Any]]
 
 Reward = Callable[..., Any] | str | Mapping[str, Any]
 """A function `(completion, item)` or `(completion, item, sample)` that returns a number; `"number"`;
-`"file.py:function"`; or the settings of the `[grader]` section."""
+`"file.py:function"`; `"grader.json"`, a grader of OpenAI's; or the settings of the `[grader]` section."""
 
 NEW_RUN = "runs/run"
 """Where runs go that are given no folder: `runs/run`, `runs/run-2`, ..."""
@@ -153,7 +154,8 @@ def evaluate(
     parts = assemble(config, rows=in_memory, reward=function, progress=terminal.say)
     if trained:
         load_run_weights(parts.policy, folder)
-    return measure(parts, parts.held_out or parts.train, samples=samples, terminal=terminal)
+    with closing(parts):
+        return measure(parts, parts.held_out or parts.train, samples=samples, terminal=terminal)
 
 
 def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int, terminal: Terminal) -> Evaluation:
@@ -171,7 +173,6 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int, terminal: 
         Interrupted: Ctrl-C or SIGTERM.
     """
     from graft.evaluation import evaluate as evaluate_prompts
-    from graft.grading.function import DEFAULT_MAX_FAILURE_RATE
     from graft.interrupt import Interrupt
     from graft.loop import sampling_settings
     from graft.memory import memory_errors
@@ -199,10 +200,9 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int, terminal: 
                 sampling=sampling_settings(config.sampling, temperature=config.evaluation.temperature),
                 threshold=config.evaluation.threshold,
                 seed=config.seed,
-                max_failure_rate=config.grader.max_failure_rate
-                if config.grader
-                else DEFAULT_MAX_FAILURE_RATE,
+                max_failure_rate=config.grading.max_failure_rate,
                 progress=on_tokens,
+                waiting=interrupt.check,
             )
         terminal.measured(len(prompts))
     return evaluation
@@ -234,6 +234,8 @@ def _split_reward(reward: Reward | None) -> tuple[Callable[..., Any] | None, dic
     if reward is None:
         return None, {}
     if isinstance(reward, str):
+        if reward.endswith(".json"):
+            return None, {"grader": {"file": reward}}
         is_reference = ":" in reward
         return None, {
             "grader": {"type": "function", "function": reward} if is_reference else {"type": reward}

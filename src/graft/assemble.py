@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from graft.config import Data, Grader, Model, Rollout, RunConfig
+from graft.config import Data, Model, Rollout, RunConfig
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
 from graft.data.rows import Row, read_rows
 from graft.data.split import refuse_overlap, split_rows
 from graft.errors import ConfigError, DataError, ModelError
-from graft.grading.function import FunctionGrader
-from graft.grading.number import NumberGrader
+from graft.graders import grader_of_function, grader_spec, open_grader, refuse_rows
+from graft.grading.build import BuiltGrader
 from graft.kernels import load_kernels
 from graft.kernels.accelerate import accelerate
 from graft.kernels.products import training_kernels
@@ -30,7 +30,6 @@ from graft.rollout import llama_decoder
 from graft.rollout.decoder import Decoder
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.torch_engine import TorchEngine
-from graft.types import Grader as GraderProtocol
 from graft.types import Prompt
 from graft.update.policy import PolicyForward, Precision, check_packed_forward
 
@@ -47,7 +46,7 @@ class Parts:
     forward: PolicyForward
     engine: TorchEngine | None
     encoder: ChatEncoder
-    grader: GraderProtocol | None
+    grader: BuiltGrader | None
     train: Sequence[Prompt]
     held_out: Sequence[Prompt]
     device: torch.device
@@ -56,6 +55,11 @@ class Parts:
 
     notes: Sequence[str]
     """Decisions worth a line on the terminal, e.g. why the generic engine is used."""
+
+    def close(self) -> None:
+        """Close what the grader holds open."""
+        if self.grader is not None:
+            self.grader.close()
 
 
 def assemble(
@@ -79,7 +83,7 @@ def assemble(
     train_rows, held_out_rows = read_and_split(
         config.data, seed=config.seed, base=Path(config.base), rows=rows
     )
-    grader = build_grader(config.grader, base=Path(config.base), reward=reward)
+    grader = build_grader(config, [*train_rows, *held_out_rows], reward=reward)
     device = choose_device(config.model.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -166,17 +170,19 @@ def read_and_split(
     return split_rows(every, data.held_out, seed=seed) if data.held_out else (every, [])
 
 
-def build_grader(settings: Grader | None, *, base: Path, reward: Reward | None) -> GraderProtocol | None:
-    """The grader that the settings name, or one around a function in memory."""
-    timeout_s = (settings or Grader(type="number")).timeout_s
+def build_grader(config: RunConfig, rows: Sequence[Row], *, reward: Reward | None) -> BuiltGrader | None:
+    """The grader that the settings name, or one around a function in memory.
+
+    Raises:
+        GraftError: it cannot be built, or rows lack what it reads.
+    """
     if reward is not None:
-        return FunctionGrader(reward, timeout_s=timeout_s)
-    if settings is None:
+        return grader_of_function(reward, config.grading)
+    if config.grader is None:
         return None
-    if settings.type == "function":
-        assert settings.function is not None  # the settings check it
-        return FunctionGrader(load_function(settings.function, base), timeout_s=timeout_s)
-    return NumberGrader(settings.key)
+    spec = grader_spec(config.grader, Path(config.base))
+    refuse_rows(spec, rows, config.grading.response_format)
+    return open_grader(spec, config.grading, base=Path(config.base))
 
 
 def load_policy(

@@ -10,7 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from graft.grading.check import check_grader, dump_grader
 
 
 class Section(BaseModel):
@@ -99,33 +102,98 @@ class Data(Section):
     """Visit the rows in a new random order each epoch; the order depends on the seed alone."""
 
 
-class Grader(Section):
-    """What turns a completion into a reward."""
+class JudgeModel(Section):
+    """Where one judge model is reached; what is left out is as in `[grading.judge]`."""
 
-    type: Literal["number", "function"]
-    """`number`: 1 if the last number of the completion equals the row's key, else 0; `function`: your own."""
+    base_url: str | None = None
+    """Server, e.g. `http://127.0.0.1:8000/v1`."""
 
-    key: str = "answer"
-    """`number`: the key of the row that holds the right number."""
+    model: str | None = None
+    """The server's name for the model. Default: the name that the grader uses."""
 
-    function: str | None = None
-    """`function`: `package.module:function` or `file.py:function`, called as `function(completion, item)` or
-    `function(completion, item, sample)`; returns a number."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; empty: the server wants none."""
 
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Longest time for one call; a sample that exceeds it has no score."""
+
+class Judge(Section):
+    """Servers of the models that graders ask (`score_model`, `label_model`): any OpenAI-compatible one."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Server of the models that `models` does not name."""
+
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; empty: the server wants none."""
+
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Longest time for one attempt."""
+
+    retries: int = Field(default=5, ge=0)
+    """Further attempts after 408, 409, 429, 5xx, a lost connection or half an answer, with growing pauses."""
+
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests a minute, all graders together."""
+
+    cache: bool = True
+    """Keep answers on disk (`~/.cache/graft/judges`), so that the same question is asked once."""
+
+    models: dict[str, JudgeModel] = Field(default_factory=dict)
+    """A grader's `model` -> where it is reached: a table of `base_url`, `model`, `api_key_env` for each."""
+
+
+class PythonSandbox(Section):
+    """Where `python` graders run."""
+
+    workers: int = Field(default=2, ge=1)
+    """Calls that run side by side."""
+
+    unsafe: bool = False
+    """Run the code without bubblewrap, with all rights of this process, where that cannot run."""
+
+
+class Grading(Section):
+    """How graders are run; what they are stands in `[grader]`."""
+
+    failures: Literal["drop", "zero"] = "drop"
+    """What becomes of a sample that could not be graded for a reason that is ours: it leaves its group (`drop`) or
+    scores 0 as at OpenAI (`zero`). Either way it is counted."""
 
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """The run stops when a larger share of a step's samples could not be graded for a reason that is ours."""
 
-    @model_validator(mode="after")
-    def _function_is_named(self) -> Grader:
-        if (self.type == "function") != (self.function is not None):
-            raise ValueError(
-                "grader.function belongs to type = 'function': give both, e.g. type = 'function', "
-                "function = 'grader.py:reward'"
+    concurrency: int = Field(default=16, ge=1)
+    """Samples judged side by side where judges or endpoints are asked."""
+
+    response_format: dict[str, Any] | None = None
+    """Form of the completions as in chat completions (`{ type = "json_schema", json_schema = { ... } }`): fills
+    `sample.output_json`. A row's own `response_format` comes first. Sampling is not constrained by it."""
+
+    judge: Judge = Judge()
+    sandbox: PythonSandbox = PythonSandbox()
+
+
+def _check_grader(value: Any) -> Any:
+    """The object as `check_grader` understands it, or an error that lists every problem."""
+    if isinstance(value, dict) and "file" in value:
+        if not isinstance(value["file"], str) or len(value) > 1:
+            raise PydanticCustomError(
+                "bad_grader", "grader.file: want a file's name, and no other key beside it"
             )
-        return self
+        return value
+    spec, problems = check_grader(value)
+    if spec is None:
+        lines = [f"grader{p.path.removeprefix('$')}: got {p.got}; wants {p.wants}" for p in problems]
+        raise PydanticCustomError("bad_grader", "{lines}", {"lines": "\n".join(lines)})
+    if _holds_none(value):
+        raise PydanticCustomError(
+            "bad_grader",
+            "grader: got null inside; TOML has none: put the grader into a JSON file, grader.file",
+        )
+    return dump_grader(spec)
+
+
+def _holds_none(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(_holds_none(each) for each in inner)
 
 
 class Clip(Section):
@@ -355,7 +423,11 @@ class RunConfig(Section):
 
     model: Model
     data: Data
-    grader: Grader | None = None
+    grader: dict[str, Any] | None = None
+    """What turns a completion into a reward: a grader object of OpenAI's (`type = "string_check"`, ...) or of graft's
+    (`number`, `math`, `function`, ...), or `file = "grader.json"`. See `docs/openai-rft.md`."""
+
+    grading: Grading = Grading()
     algorithm: AlgorithmSettings = GRPO()
     sampling: Sampling = Sampling()
     rollout: Rollout = Rollout()
@@ -365,6 +437,11 @@ class RunConfig(Section):
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     report: Report = Report()
+
+    @field_validator("grader", mode="before")
+    @classmethod
+    def _grader_is_one(cls, value: Any) -> Any:
+        return None if value is None else _check_grader(value)
 
     @model_validator(mode="before")
     @classmethod

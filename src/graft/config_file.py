@@ -12,7 +12,7 @@ from typing import Any
 import tomlkit
 from pydantic import ValidationError
 
-from graft.config import ALGORITHM_NAMES, RunConfig, section_at
+from graft.config import ALGORITHM_NAMES, Grading, RunConfig, section_at
 from graft.errors import ConfigError
 
 
@@ -35,6 +35,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return check_config(data, where=str(path))
 
 
+def load_grading(overrides: Sequence[str]) -> Grading:
+    """The `[grading]` section alone, from its defaults and `grading.a=b` overrides.
+
+    Raises:
+        ConfigError: an override is not of this section, unknown, malformed or out of range.
+    """
+    data: dict[str, Any] = {}
+    for override in overrides:
+        set_override(data, override)
+    if set(data) - {"grading"}:
+        raise ConfigError(f"--set {overrides[0]}: without a settings file only grading.* can be set")
+    try:
+        return Grading.model_validate(data.get("grading", {}))
+    except ValidationError as error:
+        entries = [{**entry, "loc": ("grading", *entry["loc"])} for entry in error.errors()]
+        raise ConfigError("\n".join(f"--set: {_describe(entry, data)}" for entry in entries)) from None
+
+
 def check_config(data: Mapping[str, Any], *, where: str) -> RunConfig:
     """Turn raw settings into a checked tree.
 
@@ -48,7 +66,8 @@ def check_config(data: Mapping[str, Any], *, where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(dict(entry), dict(data)) for entry in error.errors()]
+        found = [_describe(dict(entry), dict(data)) for entry in error.errors()]
+        lines = [line for text in found for line in text.splitlines()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -96,6 +115,8 @@ def _describe(entry: dict[str, Any], data: dict[str, Any]) -> str:
     location = [part for part in entry["loc"] if isinstance(part, str | int)]
     path = _without_tags(location, data)
     dotted = ".".join(str(part) for part in path)
+    if entry["type"] == "bad_grader":
+        return str(entry["msg"])
     if entry["type"] == "extra_forbidden":
         return _unknown_key(path, data)
     if entry["type"] == "missing":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graft.grading.grade import grade_trees
+from graft.grading.beside import GradingBeside
 from graft.rollout.engine import Engine
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings
@@ -42,7 +42,7 @@ class Evaluation:
 
     truncated_share: float
     failed: int
-    """Samples without a score."""
+    """Samples that could not be graded."""
 
     rows: int
     generated_tokens: int
@@ -62,26 +62,30 @@ def evaluate(
     seed: int,
     max_failure_rate: float,
     progress: Callable[[int], None] | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Sample every prompt `samples` times and grade.
 
     The random streams do not depend on when it is measured: the same weights give the same samples. Samples
-    that could not be graded are left out of the means and counted.
+    without a score are left out of the means and counted. `waiting` is called now and then while grades are missing; it
+    raises if the user wants to stop.
 
     Raises:
         GraderError: more than `max_failure_rate` of the samples could not be graded.
     """
-    trees = grow_groups(
-        engine,
-        prompts,
-        group_size=samples,
-        sampling=sampling,
-        seed=seed,
-        purpose=Purpose.EVALUATION,
-        step=0,
-        progress=progress,
-    )
-    grades = grade_trees(grader, trees, decode, max_failure_rate=max_failure_rate)
+    with GradingBeside(grader, decode) as beside:
+        trees = grow_groups(
+            engine,
+            prompts,
+            group_size=samples,
+            sampling=sampling,
+            seed=seed,
+            purpose=Purpose.EVALUATION,
+            step=0,
+            progress=progress,
+            finished=beside.finished(prompts),
+        )
+        grades = beside.grades(trees, max_failure_rate=max_failure_rate, waiting=waiting)
     scores = [[g.score for g in own.values() if g.score is not None] for own in grades]
     solved = [(len(own), sum(score >= threshold for score in own)) for own in scores if own]
     lengths = [tree.completion_length(leaf) for tree in trees for leaf in tree.leaves()]
@@ -97,7 +101,7 @@ def evaluate(
         reward_mean=sum(flat) / len(flat) if flat else math.nan,
         length_mean=sum(lengths) / len(lengths),
         truncated_share=sum(stop is StopReason.LENGTH for stop in stops) / len(stops),
-        failed=len(lengths) - len(flat),
+        failed=sum(grade.failed for own in grades for grade in own.values()),
         rows=len(prompts),
         generated_tokens=sum(lengths),
         trees=trees,

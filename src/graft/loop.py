@@ -15,8 +15,7 @@ from graft.config import GRPO, SFT, Sampling
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
 from graft.evaluation import evaluate
-from graft.grading.function import DEFAULT_MAX_FAILURE_RATE
-from graft.grading.grade import grade_trees
+from graft.grading.beside import GradingBeside
 from graft.interrupt import Interrupt
 from graft.memory import memory_errors, peak_memory_gb, return_freed_memory
 from graft.model import plain_state
@@ -26,6 +25,7 @@ from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.terminal import Activity, Terminal
 from graft.report.trees import tree_record
+from graft.rollout.engine import Finished
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings
 from graft.state import checkpoint
@@ -97,10 +97,11 @@ class Loop:
         if algorithm.samples:
             with step.timed("load"):
                 self.load_engine()
-            with step.timed("sample"):
-                step.trees = self.sample(phase, step)
-            with step.timed("grade"):
-                step.grades = self.grade(step.trees)
+            with self.grading() as beside:
+                with step.timed("sample"):
+                    step.trees = self.sample(phase, step, beside.finished(step.prompts))
+                with step.timed("grade"):
+                    step.grades = self.grade(beside, step.trees)
         else:
             step.trees = self.work_out(phase, step.prompts)
         step.credit = algorithm.credit(step.trees, step.grades, phase.settings)
@@ -110,8 +111,13 @@ class Loop:
             self.update(phase, algorithm, step, batches)
         self.make_room()
 
-    def sample(self, phase: Phase, step: Step) -> list[Tree]:
-        """The engine draws a group of completions for each prompt."""
+    def grading(self) -> GradingBeside:
+        """What judges finished samples while others still grow."""
+        assert self.parts.grader is not None
+        return GradingBeside(self.parts.grader, self.parts.encoder.decode)
+
+    def sample(self, phase: Phase, step: Step, finished: Finished) -> list[Tree]:
+        """The engine draws a group of completions for each prompt, and hands over each as it ends."""
         assert self.parts.engine is not None
         assert isinstance(phase.settings, GRPO)
         with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
@@ -124,14 +130,13 @@ class Loop:
                 purpose=Purpose.TRAIN,
                 step=step.number,
                 progress=self.on_tokens,
+                finished=finished,
             )
 
-    def grade(self, trees: Sequence[Tree]) -> list[Mapping[int, Grade]]:
-        """The grader judges every completion."""
-        assert self.parts.grader is not None
-        return grade_trees(
-            self.parts.grader, trees, self.parts.encoder.decode, max_failure_rate=self.max_failure_rate
-        )
+    def grade(self, beside: GradingBeside, trees: Sequence[Tree]) -> list[Mapping[int, Grade]]:
+        """The grader has judged every completion."""
+        rate = self.config.grading.max_failure_rate
+        return beside.grades(trees, max_failure_rate=rate, waiting=self.interrupt.check)
 
     def work_out(self, phase: Phase, prompts: Sequence[Prompt]) -> list[Tree]:
         """Rows bring their own completions."""
@@ -214,8 +219,9 @@ class Loop:
                 sampling=sampling_settings(self.config.sampling, temperature=settings.temperature),
                 threshold=settings.threshold,
                 seed=self.config.seed,
-                max_failure_rate=self.max_failure_rate,
+                max_failure_rate=self.config.grading.max_failure_rate,
                 progress=self.on_tokens,
+                waiting=self.interrupt.check,
             )
         done = self.state.steps.get(Stage.TRAIN, 0)
         record = evaluation_record(
@@ -375,11 +381,6 @@ class Loop:
     def on_microbatch(self, tokens: int) -> None:
         """So many tokens have been through forward and backward."""
         self.interrupt.check()
-
-    @property
-    def max_failure_rate(self) -> float:
-        """Largest share of samples without a score."""
-        return self.config.grader.max_failure_rate if self.config.grader else DEFAULT_MAX_FAILURE_RATE
 
 
 def sampling_settings(sampling: Sampling, *, temperature: float | None = None) -> SamplingSettings:

@@ -6,7 +6,7 @@ Imports no torch at the top: what can be refused without it is refused at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,6 +180,7 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
     with ExitStack() as stack:
         stack.enter_context(folder)
         stack.enter_context(terminal)
+        stack.enter_context(closing(parts))
         interrupt = stack.enter_context(Interrupt())
         loop = Loop(parts, folder, terminal, interrupt)
         summary = _opening_summary(parts, loop, former=folder.read_summary())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
     sampled = sum(tree.sampled_tokens for tree in step.trees)
     truncated = sum(tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in leaves)
     metrics: dict[str, object] = {
-        "grades_failed": len(grades) - len(scores),
+        "grades_failed": sum(grade.failed for grade in grades),
         "completion_length_mean": sum(tree.completion_length(leaf) for tree, leaf in leaves) / len(leaves),
         "truncated_share": truncated / len(leaves),
         "tokens_sampled": sampled,
@@ -106,10 +107,23 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
         metrics["solved_share"] = sum(s >= threshold for s in scores) / len(scores)
     if step.credit is not None and step.credit.groups:
         metrics["groups_with_signal"] = step.credit.groups_with_signal / step.credit.groups
-    for name in sorted({part for grade in grades for part in grade.parts}):
-        values = [grade.parts[name] for grade in grades if name in grade.parts]
-        metrics[f"part_{name}_mean"] = sum(values) / len(values)
+    metrics |= {f"part_{name}_mean": mean for name, mean in _part_means(grades).items()}
+    faults = Counter(str(fault) for grade in grades for fault in grade.faults)
+    metrics |= {f"grading_{fault}_count": count for fault, count in sorted(faults.items())}
+    usage = [tokens for grade in grades for tokens in grade.usage.values()]
+    if usage:
+        metrics["judge_prompt_tokens"] = sum(tokens.prompt for tokens in usage)
+        metrics["judge_completion_tokens"] = sum(tokens.completion for tokens in usage)
     return metrics
+
+
+def _part_means(grades: Sequence[Grade]) -> dict[str, float]:
+    """Part -> mean over the grades that have it."""
+    values: dict[str, list[float]] = {}
+    for grade in grades:
+        for name, value in grade.parts.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(values[name]) / len(values[name]) for name in sorted(values)}
 
 
 def evaluation_record(
@@ -130,4 +144,9 @@ def evaluation_record(
         "held_out_rows": evaluation.rows,
         "evaluation_seconds": seconds,
     }
-    return record | {f"held_out_pass_at_{k}": pass_at.mean for k, pass_at in evaluation.pass_at.items()}
+    parts = _part_means([grade for own in evaluation.grades for grade in own.values()])
+    return (
+        record
+        | {f"held_out_pass_at_{k}": pass_at.mean for k, pass_at in evaluation.pass_at.items()}
+        | {f"held_out_part_{name}_mean": mean for name, mean in parts.items()}
+    )

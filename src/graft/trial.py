@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,8 +24,7 @@ from graft.assemble import Parts, assemble, build_forward, frozen_copy, load_wor
 from graft.config import GRPO, SFT, RunConfig
 from graft.data.worked import worked_trees
 from graft.estimate import Estimate, Facts, Memory, Sampling, Speeds, Workload, decode_costs, estimate
-from graft.grading.function import DEFAULT_MAX_FAILURE_RATE
-from graft.grading.grade import grade_trees
+from graft.grading.beside import GradingBeside
 from graft.loop import sampling_settings
 from graft.memory import memory_errors, peak_memory_gb
 from graft.model import plain_state, trainable
@@ -175,12 +175,8 @@ def _try_sampling(parts: Parts, phase: Phase) -> _Sampled:
         (marks[0][0], _step_seconds(marks)), (narrow_marks[0][0], _step_seconds(narrow_marks))
     )
     began = time.perf_counter()
-    grades = grade_trees(
-        parts.grader,
-        trees,
-        parts.encoder.decode,
-        max_failure_rate=config.grader.max_failure_rate if config.grader else DEFAULT_MAX_FAILURE_RATE,
-    )
+    with closing(parts), GradingBeside(parts.grader, parts.encoder.decode) as beside:
+        grades = beside.grades(trees, max_failure_rate=config.grading.max_failure_rate)
     grade = (time.perf_counter() - began) / (len(prompts) * group)
     leaves = [(tree, leaf) for tree in trees for leaf in tree.leaves()]
     unfinished = [tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in leaves]

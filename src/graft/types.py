@@ -87,6 +87,54 @@ class Outcome(StrEnum):
     SANDBOX_FAILED = "sandbox_failed"  # ours: the sandbox itself broke, whatever the code did
 
 
+OUR_FAULT = frozenset(
+    {
+        Outcome.TIMED_OUT,
+        Outcome.CRASHED,
+        Outcome.NOT_FINITE,
+        Outcome.OVER_LIMIT,
+        Outcome.SANDBOX_FAILED,
+    }
+)
+"""Outcomes that say nothing about the completion."""
+
+
+class Fault(StrEnum):
+    """What went wrong on the way to a grade, by the names of OpenAI's run response."""
+
+    FORMULA_PARSE = "formula_parse_error"
+    SAMPLE_PARSE = "sample_parse_error"
+    TRUNCATED_OBSERVATION = "truncated_observation_error"
+    UNRESPONSIVE_REWARD = "unresponsive_reward_error"
+    INVALID_VARIABLE = "invalid_variable_error"
+    OTHER = "other_error"
+    PYTHON_GRADER_SERVER = "python_grader_server_error"
+    PYTHON_GRADER_RUNTIME = "python_grader_runtime_error"
+    MODEL_GRADER_SERVER = "model_grader_server_error"
+    MODEL_GRADER_REFUSAL = "model_grader_refusal_error"
+    MODEL_GRADER_PARSE = "model_grader_parse_error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens that a judge model took, as its server counted them."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    """Part of the prompt that the server had in its cache."""
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
+            self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached
+        )
+
+    @property
+    def total(self) -> int:
+        """Prompt and completion."""
+        return self.prompt + self.completion
+
+
 @dataclass(frozen=True, slots=True)
 class Grade:
     """The judgement of one sample."""
@@ -101,10 +149,21 @@ class Grade:
     reason: str = ""
     """For people: why this score, or what went wrong."""
 
+    faults: Mapping[Fault, str] = field(default_factory=dict)
+    """What went wrong on the way, each with details for people."""
+
+    usage: Mapping[str, TokenUsage] = field(default_factory=dict)
+    """Judge model -> tokens that this grade took; what came from the cache took none."""
+
     @property
     def scored(self) -> bool:
         """Whether the sample has a score to train on."""
         return self.score is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the sample could not be graded for a reason that is ours, whatever score it then got."""
+        return self.score is None or self.outcome in OUR_FAULT
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -151,6 +151,9 @@ class Callable2:
         (lambda completion, item: 2, 2.0),
         (lambda completion, item, *, strict=True: float(strict), 1.0),
         (lambda *arguments: len(arguments), 3.0),
+        (lambda completion, item, scale=4: scale, 4.0),  # a default is the function's own
+        (lambda completion, item, sample=None: getattr(sample, "tokens", 0), 5.0),
+        (lambda completion, item, third, scale=4: third.tokens, 5.0),
         (Callable2(), 4.0),
         (Callable2().method, 5.0),
         (max, None),  # a built-in without a usable signature; cannot compare text with a dict

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from graft.errors import GraderError
-from graft.grading.grade import grade_trees, samples_of
+from graft.grading.beside import GradingBeside
+from graft.grading.grade import LeafGrades, sample_of
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Grade, Outcome, Prompt, Sample, StopReason
+from graft.types import Grade, Grader, Outcome, Prompt, Sample, StopReason
 
 
 def new_tree(row: int) -> Tree:
@@ -29,6 +31,11 @@ def decode(tokens: np.ndarray) -> str:
     return "-".join(map(str, tokens.tolist()))
 
 
+def grade_trees(grader: Grader, trees: Sequence[Tree], *, max_failure_rate: float) -> list[LeafGrades]:
+    with GradingBeside(grader, decode) as beside:
+        return beside.grades(trees, max_failure_rate=max_failure_rate)
+
+
 @pytest.fixture
 def trees() -> list[Tree]:
     """Two trees; in the second the first leaf has the highest id."""
@@ -43,7 +50,7 @@ def trees() -> list[Tree]:
 
 
 def test_samples_are_the_paths_in_the_order_of_their_leaves(trees):
-    samples = samples_of(trees, decode)
+    samples = [sample_of(tree, leaf, decode) for tree in trees for leaf in tree.leaves()]
     assert [(s.prompt.row, s.text, s.tokens) for s in samples] == [
         (7, "10", 1),
         (7, "11-12", 2),
@@ -57,22 +64,11 @@ def test_grades_find_their_leaves(trees):
     def grader(samples: Sequence[Sample]) -> list[Grade]:
         return [Grade(float(s.text.split("-")[-1])) for s in samples]
 
-    grades = grade_trees(grader, trees, decode, max_failure_rate=0.0)
+    grades = grade_trees(grader, trees, max_failure_rate=0.0)
     assert [{leaf: g.score for leaf, g in own.items()} for own in grades] == [
         {1: 10.0, 2: 12.0},
         {2: 21.0, 3: 23.0},
     ]
-
-
-def test_the_grader_is_asked_once_for_all(trees):
-    calls = []
-
-    def grader(samples: Sequence[Sample]) -> list[Grade]:
-        calls.append(len(samples))
-        return [Grade(1.0)] * len(samples)
-
-    grade_trees(grader, trees, decode, max_failure_rate=0.0)
-    assert calls == [4]
 
 
 @pytest.mark.parametrize(
@@ -88,15 +84,17 @@ def test_the_grader_is_asked_once_for_all(trees):
 )
 def test_the_share_that_may_fail(trees, failures, rate, stops):
     def grader(samples: Sequence[Sample]) -> list[Grade]:
-        return [Grade(None, Outcome.CRASHED)] * failures + [Grade(1.0)] * (len(samples) - failures)
+        return [Grade(None, Outcome.CRASHED) if next(asked) < failures else Grade(1.0) for _ in samples]
+
+    asked = itertools.count()
 
     if stops:
         with pytest.raises(
-            GraderError, match=rf"{failures} of 4 samples .* grader\.max_failure_rate = {rate:g}\)"
+            GraderError, match=rf"{failures} of 4 samples .* grading\.max_failure_rate = {rate:g}\)"
         ):
-            grade_trees(grader, trees, decode, max_failure_rate=rate)
+            grade_trees(grader, trees, max_failure_rate=rate)
     else:
-        grades = grade_trees(grader, trees, decode, max_failure_rate=rate)
+        grades = grade_trees(grader, trees, max_failure_rate=rate)
         assert sum(not g.scored for own in grades for g in own.values()) == failures
 
 
@@ -104,7 +102,7 @@ def test_the_models_own_failures_are_scores(trees):
     def grader(samples: Sequence[Sample]) -> list[Grade]:
         return [Grade(0.0, Outcome.UNPARSEABLE, reason="no number")] * len(samples)
 
-    grades = grade_trees(grader, trees, decode, max_failure_rate=0.0)
+    grades = grade_trees(grader, trees, max_failure_rate=0.0)
     assert all(g.score == 0.0 for own in grades for g in own.values())
 
 
@@ -112,17 +110,13 @@ def test_the_message_counts_the_reasons(trees):
     reasons = ["slow", "down", "slow", "slow"]
 
     def grader(samples: Sequence[Sample]) -> list[Grade]:
-        return [Grade(None, Outcome.TIMED_OUT, reason=reason) for reason in reasons]
+        return [Grade(None, Outcome.TIMED_OUT, reason=next(told)) for _ in samples]
+
+    told = iter(reasons)
 
     with pytest.raises(GraderError, match=r"3 x timed_out: slow; 1 x timed_out: down"):
-        grade_trees(grader, trees, decode, max_failure_rate=0.5)
-
-
-@pytest.mark.parametrize("count", [0, 3, 5])
-def test_a_wrong_number_of_grades_is_refused(trees, count):
-    with pytest.raises(GraderError, match=f"{count} grades for 4 samples"):
-        grade_trees(lambda samples: [Grade(1.0)] * count, trees, decode, max_failure_rate=1.0)
+        grade_trees(grader, trees, max_failure_rate=0.5)
 
 
 def test_no_trees():
-    assert grade_trees(lambda samples: [], [], decode, max_failure_rate=0.0) == []
+    assert grade_trees(lambda samples: [], [], max_failure_rate=0.0) == []

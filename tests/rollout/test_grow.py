@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graft.kept import KeptTokens
-from graft.rollout.engine import Continuation
+from graft.rollout.engine import Continuation, Finished
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.tree import ROOT, Kind, Tree
@@ -37,7 +37,9 @@ class ScriptedEngine:
         sampling: SamplingSettings,
         *,
         progress: Callable[[int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Continuation]]:
+        self.finished = finished
         self.keys = [list(own) for own in keys]
         self.prefixes = [prefix.tolist() for prefix in prefixes]
         self.sampling = sampling
@@ -128,6 +130,14 @@ def test_a_rows_streams_do_not_depend_on_its_company():
     grow(alone, [prompt(4, 9)])
     grow(together, [prompt(8, 1), prompt(4, 9), prompt(2, 2)], group_size=5)
     assert together.keys[1][:3] == alone.keys[0]
+
+
+def test_the_engine_is_told_whom_to_hand_finished_samples():
+    engine, seen = ScriptedEngine(), []
+    grow(engine, [prompt(4, 1)], finished=lambda *ended: seen.append(ended))
+    assert engine.finished is not None
+    engine.finished(0, 1, Continuation(np.array([1], np.int32), np.array([0.0], np.float32), StopReason.EOS))
+    assert [ended[:2] for ended in seen] == [(0, 1)]
 
 
 def test_no_prompts():

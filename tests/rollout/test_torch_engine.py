@@ -432,3 +432,21 @@ def test_the_caches_are_dropped_when_a_round_fails():
     with pytest.raises(RuntimeError, match="no memory"):
         TorchEngine(decoder, slots=2, eos_ids=()).grow(random_prefixes(3), keys_for(2), SamplingSettings(4))
     assert decoder.ended == 1
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_a_sample_is_handed_over_when_it_ends_and_others_still_grow(build, slots):
+    prefixes, keys, sampling = random_prefixes(3, 6), keys_for(3, 2), SamplingSettings(20)
+    handed: list[tuple[int, int, Continuation]] = []
+    drawn: list[int] = []
+    engine = build(slots=slots, eos_ids=range(0, 320, 4))
+    grown = engine.grow(
+        prefixes,
+        keys,
+        sampling,
+        progress=drawn.append,
+        finished=lambda *ended: handed.append((*ended,)) or drawn.append(-1),
+    )
+    assert sorted(ended[:2] for ended in handed) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert all(grown[i][j] is continuation for i, j, continuation in handed)
+    assert drawn.index(-1) < len(drawn) - drawn[::-1].index(max(drawn)) - 1  # the first before the last token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,7 +65,8 @@ def evaluate(
         step = load_run_weights(parts.policy, target)
         say(f"{target}: checkpoint of step {step}")
     samples = samples or settings.evaluation.samples
-    evaluation = measure(parts, parts.held_out[:rows], samples=samples, terminal=terminal)
+    with closing(parts):
+        evaluation = measure(parts, parts.held_out[:rows], samples=samples, terminal=terminal)
     measured = str(target) if step is not None else settings.model.name
     if as_json:
         print_json(_as_record(evaluation, measured=measured, step=step, samples=samples))

@@ -10,12 +10,14 @@ import typer
 from typer.main import get_command
 
 from graft.cli.evaluate import evaluate
+from graft.cli.grade import grade
 from graft.cli.init import init
 from graft.cli.model import model
 from graft.cli.report import report
 from graft.cli.resume import resume
 from graft.cli.settings import settings
 from graft.cli.train import train
+from graft.cli.validate import validate
 from graft.errors import GraftError
 from graft.interrupt import Interrupted
 from graft.version import VERSION
@@ -61,6 +63,8 @@ app.command("train")(train)
 app.command("resume")(resume)
 app.command("eval")(evaluate)
 app.command("report")(report)
+app.command("validate")(validate)
+app.command("grade")(grade)
 app.add_typer(model, name="model")
 app.command("settings")(settings)
 

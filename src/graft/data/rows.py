@@ -88,7 +88,7 @@ def read_rows(
             bad_rows += 1
             problems += found
         elif isinstance(raw, RawRow):
-            rows.append(_row(len(rows), raw, prompt_key, system, suffix))
+            rows.append(row_of(len(rows), raw, prompt_key, system, suffix))
         if len(rows) == limit:
             break
     if problems:
@@ -189,7 +189,8 @@ def _in_memory(index: int, row: Any) -> RawRow | Problem:
     return Problem(f"rows[{index}]", "$", shown(row), "a mapping, e.g. {'messages': [...]}")
 
 
-def _row(index: int, raw: RawRow, prompt_key: str, system: str | None, suffix: str) -> Row:
+def row_of(index: int, raw: RawRow, prompt_key: str, system: str | None = None, suffix: str = "") -> Row:
+    """The row, which `check_row` has found usable."""
     value = raw.value.get("messages", raw.value.get(prompt_key))
     given: list[Message] = (
         [{"role": "user", "content": value}] if isinstance(value, str) else list(value or ())

@@ -48,8 +48,8 @@ class Problem:
         return f"{self.where}: {self.path}: got {self.got}; wants {self.wants}"
 
 
-def read_jsonl(path: Path) -> Iterator[RawRow | Problem]:
-    """One JSON object a line, UTF-8 with or without a byte-order mark. Blank lines are skipped.
+def read_jsonl(path: Path, *, any_value: bool = False) -> Iterator[RawRow | Problem]:
+    """One JSON object a line (or any JSON value), UTF-8 with or without a byte-order mark. Blank lines are skipped.
 
     Stricter than Python's parser: a key twice in an object, NaN and infinities are problems.
 
@@ -65,10 +65,10 @@ def read_jsonl(path: Path) -> Iterator[RawRow | Problem]:
                 continue
             try:
                 value = parse_json(line)
-            except _BadJsonError as error:
-                yield Problem(where, error.path, error.got, error.wants)
+            except BadJsonError as error:
+                yield Problem(where, "$", error.got, error.wants)
                 continue
-            if isinstance(value, dict):
+            if any_value or isinstance(value, dict):
                 yield RawRow(where, value)
             else:
                 yield Problem(where, "$", shown(value), 'a JSON object, e.g. {"messages": [...]}')
@@ -207,22 +207,34 @@ def read_hub(name: str, options: Mapping[str, Any]) -> Iterator[RawRow]:
         yield RawRow(f"hub:{name}[{split}]#{index}", dict(value))
 
 
-def parse_json(line: bytes) -> Any:
+class BadJsonError(ValueError):
+    """Why bytes are no JSON value: what was found, where, and what is wanted."""
+
+    def __init__(self, got: str, wants: str, *, position: int | None = None) -> None:
+        super().__init__(got)
+        self.got, self.wants = got, wants
+        self.position = position
+        """Characters before the place, where it is known."""
+
+
+def parse_json(text: bytes) -> Any:
     """One JSON value, read more strictly than Python does.
 
     Raises:
-        _BadJsonError: with the place, what was found and what is wanted.
+        BadJsonError: with the place, what was found and what is wanted.
     """
     try:
-        return json.loads(_decoded(line), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return json.loads(_decoded(text), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise _BadJsonError("$", f"{error.msg} at column {error.colno}", "one JSON object a line") from None
+        raise BadJsonError(
+            f"{error.msg} at column {error.colno}", "one JSON object a line", position=error.pos
+        ) from None
     except RecursionError:
-        raise _BadJsonError("$", "objects nested too deeply", "fewer levels") from None
-    except _BadJsonError:
+        raise BadJsonError("objects nested too deeply", "fewer levels") from None
+    except BadJsonError:
         raise
     except ValueError as error:  # an integer of thousands of digits
-        raise _BadJsonError("$", str(error), "numbers of fewer digits; use text for longer ones") from None
+        raise BadJsonError(str(error), "numbers of fewer digits; use text for longer ones") from None
 
 
 def shown(value: Any, limit: int = 60) -> str:
@@ -246,18 +258,12 @@ def nearest(name: str, names: Any) -> str:
     )
 
 
-class _BadJsonError(ValueError):
-    def __init__(self, path: str, got: str, wants: str) -> None:
-        super().__init__(got)
-        self.path, self.got, self.wants = path, got, wants
-
-
 def _decoded(line: bytes) -> str:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _BadJsonError(
-            "$", f"byte 0x{line[error.start]:02x} at byte {error.start + 1}", "UTF-8 text"
+        raise BadJsonError(
+            f"byte 0x{line[error.start]:02x} at byte {error.start + 1}", "UTF-8 text"
         ) from None
     return text.rstrip("\r\n")
 
@@ -267,12 +273,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise _BadJsonError("$", f"the key {shown(repeated)} twice in one object", "each key once")
+        raise BadJsonError(f"the key {shown(repeated)} twice in one object", "each key once")
     return result
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _BadJsonError("$", name, "finite numbers (JSON has no others); use null or text")
+    raise BadJsonError(name, "finite numbers (JSON has no others); use null or text")
 
 
 def _without_mark(lines: Iterator[str]) -> Iterator[str]:

@@ -13,15 +13,15 @@ from typing import Any
 from graft.errors import GraderError
 from graft.types import Grade, Outcome, Sample
 
-DEFAULT_MAX_FAILURE_RATE = 0.1
-"""Share of samples without a score above which a run stops, where no `[grader]` section says otherwise."""
-
 MAX_ABANDONED = 8
 """Calls that may hang for good before the run stops: each keeps a thread."""
 
 
 class FunctionGrader:
-    """Calls `function(completion, item)` or `function(completion, item, sample)` for each sample."""
+    """Calls `function(completion, item)` or `function(completion, item, sample)` for each sample, one after the other.
+
+    A third parameter with a default is the function's own affair, unless it is called `sample`.
+    """
 
     def __init__(self, function: Callable[..., Any], *, timeout_s: float) -> None:
         """
@@ -38,6 +38,7 @@ class FunctionGrader:
         self._takes_sample = _takes_sample(function, self.name)
         self._worker: _Worker | None = None
         self._abandoned = 0
+        self._lock = threading.Lock()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Grade]:
         """Grade each sample; a call that raises, hangs or returns no finite number gives an outcome, not a score.
@@ -45,7 +46,8 @@ class FunctionGrader:
         Raises:
             GraderError: more than `MAX_ABANDONED` calls hang.
         """
-        return [self._grade(sample) for sample in samples]
+        with self._lock:
+            return [self._grade(sample) for sample in samples]
 
     def _grade(self, sample: Sample) -> Grade:
         if self._worker is None:
@@ -94,19 +96,30 @@ class _Worker:
 
 
 def _takes_sample(function: Callable[..., Any], name: str) -> bool:
+    """Whether the third positional parameter is for the sample: it has no default, or is called so."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return False
-    for count in (3, 2):
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return count == 3
-    raise GraderError(
-        f"grader '{name}{signature}': want function(completion, item) or function(completion, item, sample)"
-    )
+    if not _can_take(signature, 2) and not _can_take(signature, 3):
+        raise GraderError(
+            f"grader '{name}{signature}': want function(completion, item) or function(completion, item, sample)"
+        )
+    positional = [
+        p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(positional) > 2:
+        return positional[2].default is inspect.Parameter.empty or positional[2].name == "sample"
+    return _can_take(signature, 3)
+
+
+def _can_take(signature: inspect.Signature, count: int) -> bool:
+    """Whether a function can be called with so many positional arguments."""
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _as_grade(value: Any, name: str) -> Grade:

@@ -11,15 +11,22 @@ from graft.errors import DataError
 from graft.types import Grade, Outcome, Sample
 
 _NUMBER = re.compile(
-    r"(?<![\d.,])"  # not inside another number
+    r"(?<![\d.])"  # not inside another number
     r"(?P<sign>(?<![\d)\]])[-−+])?"  # a sign, unless it subtracts from what stands before it
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))"  # 1,234,567 or 1234567 or nothing before .5
     r"(?P<fraction>\.\d+)?"
 )
 
 
+_GROUPED = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
+
+
 def numbers_in(text: str) -> list[Decimal]:
-    """All decimal numbers in a text, in order. A comma groups thousands; `7-5` holds 7 and 5, `= -5` holds -5."""
+    """All decimal numbers in a text, in order.
+
+    A comma with three digits after it groups thousands, any other separates: `1,234` is one number, `(3,4)` holds 3 and
+    4. `7-5` holds 7 and 5, `= -5` holds -5.
+    """
     found = []
     for match in _NUMBER.finditer(text):
         sign = "-" if match["sign"] in ("-", "−") else ""
@@ -31,8 +38,9 @@ def as_number(value: Any) -> Decimal | None:
     """A row's value as a number: a JSON number, or text that is one number; None for anything else."""
     if isinstance(value, bool):
         return None
+    text = str(value).strip().replace("−", "-")
     try:
-        number = Decimal(str(value).strip().replace(",", ""))
+        number = Decimal(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
     except InvalidOperation:
         return None
     return number if number.is_finite() else None

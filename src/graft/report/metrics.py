@@ -124,9 +124,19 @@ _DECLARED = (
     Metric(
         "grades_failed",
         "samples",
-        "Samples without a score for no fault of the model: timeout, crash, score not finite.",
+        "Samples that could not be graded, for no fault of the model: timeout, crash, score not finite.",
         higher_is="worse",
     ),
+    Metric(
+        "grading_<name>_count",
+        "samples",
+        "Samples with the flag `<name>` of OpenAI's run response, e.g. `sample_parse_error`.",
+        higher_is="worse",
+    ),
+    Metric(
+        "judge_prompt_tokens", "tokens", "Tokens that judge models read; answers from the cache took none."
+    ),
+    Metric("judge_completion_tokens", "tokens", "Tokens that judge models wrote."),
     # The update
     Metric(
         "entropy",
@@ -182,7 +192,13 @@ _DECLARED = (
     Metric(
         "sample_seconds", "s", "Time to sample the step's completions.", higher_is="worse", wall_clock=True
     ),
-    Metric("grade_seconds", "s", "Time to grade the step's samples.", higher_is="worse", wall_clock=True),
+    Metric(
+        "grade_seconds",
+        "s",
+        "Time that the step waited for grades when sampling had ended.",
+        higher_is="worse",
+        wall_clock=True,
+    ),
     Metric(
         "update_seconds",
         "s",
@@ -225,6 +241,12 @@ _DECLARED = (
     ),
     Metric(
         "held_out_reward_mean", "score", "Mean score on held-out rows.", higher_is="better", stages=MEASURING
+    ),
+    Metric(
+        "held_out_part_<name>_mean",
+        "score",
+        "Mean of the grader's part `<name>` on held-out rows.",
+        stages=MEASURING,
     ),
     Metric("held_out_length_mean", "tokens", "Mean length of held-out completions.", stages=MEASURING),
     Metric(

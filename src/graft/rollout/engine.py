@@ -26,6 +26,10 @@ class Continuation:
     """For truncated sampling: what could have been drawn at each place."""
 
 
+Finished = Callable[[int, int, Continuation], None]
+"""Called with the index of the prefix, the place among its continuations, and the continuation that has ended."""
+
+
 class Engine(Protocol):
     """Samples continuations from a copy of the policy's weights."""
 
@@ -39,6 +43,7 @@ class Engine(Protocol):
         sampling: SamplingSettings,
         *,
         progress: Callable[[int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Continuation]]:
         """Sample `len(keys[i])` continuations of `prefixes[i]`, each prefix computed once.
 
@@ -47,6 +52,7 @@ class Engine(Protocol):
             keys: random stream of every continuation wanted (`sampling.stream_key`).
             sampling: the distribution, and the longest continuation.
             progress: called after every token with the number drawn so far in this call.
+            finished: called when a continuation has ended, while others may still grow.
 
         Returns:
             The continuations, in the order of `keys`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graft.rollout.engine import Continuation, Engine
+from graft.rollout.engine import Continuation, Engine, Finished
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Prompt, Purpose
@@ -21,6 +21,7 @@ def grow_groups(
     step: int,
     attempt: int = 0,
     progress: Callable[[int], None] | None = None,
+    finished: Finished | None = None,
 ) -> list[Tree]:
     """One tree a prompt, with a group of `group_size` whole completions below its root.
 
@@ -34,12 +35,14 @@ def grow_groups(
         step: optimiser step; the same number gives the same random streams.
         attempt: counts re-draws.
         progress: see `Engine.grow`.
+        finished: see `Engine.grow`.
     """
     keys = [
         [stream_key(seed, purpose, step, prompt.row, attempt, place) for place in range(group_size)]
         for prompt in prompts
     ]
-    grown = engine.grow([prompt.tokens for prompt in prompts], keys, sampling, progress=progress)
+    prefixes = [prompt.tokens for prompt in prompts]
+    grown = engine.grow(prefixes, keys, sampling, progress=progress, finished=finished)
     training = purpose is Purpose.TRAIN
     return [_hang(prompt, own, with_kept=training) for prompt, own in zip(prompts, grown, strict=True)]
 

@@ -15,7 +15,7 @@ import torch
 from graft.errors import DivergenceError
 from graft.kept import Entry, KeptTokens, entry_of
 from graft.rollout.decoder import Decoder
-from graft.rollout.engine import Continuation
+from graft.rollout.engine import Continuation, Finished
 from graft.rollout.sampling import SamplingSettings, uniforms
 from graft.types import StopReason, Tokens
 
@@ -39,6 +39,9 @@ class _Row:
     tokens: list[int]
     samples: list[_Sample]
     slot: int = -1
+
+
+Store = Callable[[_Sample, Continuation], None]
 
 
 class TorchEngine:
@@ -76,6 +79,7 @@ class TorchEngine:
         sampling: SamplingSettings,
         *,
         progress: Callable[[int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Continuation]]:
         """Sample continuations; see `Engine.grow`.
 
@@ -83,6 +87,12 @@ class TorchEngine:
             DivergenceError: a log-probability is not finite: the weights are of no use.
         """
         results: list[list[Continuation | None]] = [[None] * len(k) for k in keys]
+
+        def store(sample: _Sample, continuation: Continuation) -> None:
+            results[sample.prefix][sample.place] = continuation
+            if finished is not None:
+                finished(sample.prefix, sample.place, continuation)
+
         waiting = self._groups(keys)[::-1]
         slots = min(self._slots, sum(len(own) for own in keys))
         if not slots:
@@ -97,14 +107,14 @@ class TorchEngine:
                 if rows:
                     drawn += growing
                     branches = self._draw(rows, self._step(rows), sampling)
-                    rows = self._go_on(rows, branches, free, sampling, results)
+                    rows = self._go_on(rows, branches, free, sampling, store)
                 growing = sum(len(row.samples) for row in rows)
                 # Samples grow into different rows, at worst each into one of its own.
                 while waiting and growing + len(waiting[-1].samples) <= slots:
                     entering = waiting.pop()
                     drawn += len(entering.samples)
                     branches = self._draw([entering], first_logits[entering.prefix][None], sampling)
-                    rows += self._go_on([entering], branches, free, sampling, results)
+                    rows += self._go_on([entering], branches, free, sampling, store)
                     growing = sum(len(row.samples) for row in rows)
                 if progress is not None:
                     progress(drawn)
@@ -154,7 +164,7 @@ class TorchEngine:
         branches: Sequence[dict[int, list[_Sample]]],
         free: list[int],
         sampling: SamplingSettings,
-        results: list[list[Continuation | None]],
+        store: Store,
     ) -> list[_Row]:
         """Finish what has ended; the first of a row's other branches keeps its slot, the rest get copies."""
         going: list[_Row] = []
@@ -164,7 +174,7 @@ class TorchEngine:
             slot = row.slot
             for token, samples in by_token.items():
                 branch = _Row(row.prefix, [*row.tokens, token], samples)
-                if self._finished(branch, sampling, results):
+                if self._finished(branch, sampling, store):
                     continue
                 going.append(branch)
                 if slot >= 0:
@@ -182,9 +192,7 @@ class TorchEngine:
             self.decoder.copy_slots(*np.array(pairs, dtype=np.int32).T)
         return going
 
-    def _finished(
-        self, row: _Row, sampling: SamplingSettings, results: list[list[Continuation | None]]
-    ) -> bool:
+    def _finished(self, row: _Row, sampling: SamplingSettings, store: Store) -> bool:
         """Store the continuations if the row's last token ends them."""
         if row.tokens[-1] in self._eos:
             stop = StopReason.EOS
@@ -200,10 +208,6 @@ class TorchEngine:
                     f"sampling with the weights after {self.version} steps: a log-probability is "
                     f"{logprobs[~np.isfinite(logprobs)][0]}"
                 )
-            results[sample.prefix][sample.place] = Continuation(
-                tokens=tokens,
-                logprobs=logprobs,
-                stop=stop,
-                kept=KeptTokens.of(sample.kept, self._vocabulary) if sample.kept else None,
-            )
+            kept = KeptTokens.of(sample.kept, self._vocabulary) if sample.kept else None
+            store(sample, Continuation(tokens, logprobs, stop, kept))
         return True

@@ -1,0 +1,285 @@
+"""Checking graders, rows and settings without a model: every problem with file, line, path and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graft.config import Grading
+from graft.config_file import load_config
+from graft.data.rows import Row, check_row, row_of
+from graft.data.sources import Problem, RawRow, parse_json, read_csv, read_jsonl, shown
+from graft.errors import DataError, GraderError, GraftError
+from graft.graders import open_grader
+from graft.grading.build import BuiltGrader
+from graft.grading.check import check_grader, check_grader_file, line_of
+from graft.grading.observe import check_response_format
+from graft.grading.offline import grade_all, sample_of_text
+from graft.grading.row_checks import check_rows
+from graft.grading.schema import GraderSpec
+from graft.types import Grade, Sample, StopReason
+
+FEWEST_ROWS = 10
+"""OpenAI's service wants so many in a file."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What the files hold, and what is wrong with it."""
+
+    grader: GraderSpec | None = None
+    grader_where: str = ""
+    grading: Grading = field(default_factory=Grading)
+    base: Path = Path()
+    rows: list[Row] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    """File -> what it was taken for."""
+
+    grader_problems: list[str] = field(default_factory=list)
+    row_problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Worth knowing, and no reason to refuse."""
+
+    @property
+    def problems(self) -> list[str]:
+        """All of them."""
+        return [*self.grader_problems, *self.row_problems]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What the grader gives to one answer of every row."""
+
+    kind: str
+    """`reference`, `empty`, `wrong` (another row's reference) or `truncated` (its first half, cut off)."""
+
+    scores: Sequence[float]
+    """Of the answers that have one."""
+
+    failed: int
+
+    @property
+    def mean(self) -> float | None:
+        """None where no answer has a score."""
+        return sum(self.scores) / len(self.scores) if self.scores else None
+
+
+def check_files(paths: Sequence[Path], *, prompt_key: str = "prompt") -> Found:
+    """Check files by themselves, then rows against the grader.
+
+    Args:
+        paths: `.json` (a grader, or the body of a fine-tuning job), `.jsonl` and `.csv` (rows), `.toml` (settings).
+        prompt_key: column with the prompt of rows without `messages`.
+    """
+    found = Found()
+    for path in paths:
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            found.row_problems.append(f"{path}: got no known kind; wants .json, .jsonl, .csv or .toml")
+            continue
+        reader(path, found, prompt_key)
+    if found.grader is not None and found.rows:
+        problems = check_rows(found.grader, found.rows, found.grading.response_format)
+        found.row_problems += [str(problem) for problem in problems]
+    return found
+
+
+def try_out(found: Found, key: str) -> list[Trial]:
+    """Let the grader judge each row's reference, and answers that should get less.
+
+    Args:
+        found: files without problems, a grader and rows among them.
+        key: of the row that holds the reference: text, or a value that is written as JSON.
+
+    A reference without full marks is a problem, added to `found`: full marks are the best score that any reference
+    gets, and 1 at least for graders that count from 0 to 1.
+
+    Raises:
+        GraftError: the grader cannot be opened.
+    """
+    if found.grader is None or not found.rows:
+        raise DataError("--reference-key needs a grader file and a rows file: give both.")
+    missing = [row.where for row in found.rows if key not in row.item]
+    if missing:
+        raise DataError(f"{missing[0]}: no key {key!r} for --reference-key ({len(missing)} rows lack it)")
+    references = [_as_answer(row.item[key]) for row in found.rows]
+    grader = open_grader(found.grader, found.grading, base=found.base)
+    try:
+        trials = [
+            _trial(kind, answers, found, grader) for kind, answers in _answers(references, found.rows).items()
+        ]
+    finally:
+        grader.close()
+    return trials
+
+
+def _answers(references: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Sample]]:
+    def samples(texts: Sequence[str], stop: StopReason = StopReason.EOS) -> list[Sample]:
+        return [
+            sample_of_text(t, row.item, row=row.index, stop=stop) for t, row in zip(texts, rows, strict=True)
+        ]
+
+    shifted = [_another(references, place) for place in range(len(references))]
+    return {
+        "reference": samples(references),
+        "empty": samples([""] * len(references)),
+        "wrong": samples(shifted),
+        "truncated": samples([text[: len(text) // 2] for text in references], StopReason.LENGTH),
+    }
+
+
+def _another(references: Sequence[str], place: int) -> str:
+    """The next reference that differs; text of our own where all are the same."""
+    own = references[place]
+    ahead = (references[(place + step) % len(references)] for step in range(1, len(references)))
+    return next((text for text in ahead if text != own), f"not {own}")
+
+
+def _trial(kind: str, samples: Sequence[Sample], found: Found, grader: BuiltGrader) -> Trial:
+    graded = [grade for grade, _ in grade_all(grader, samples)]
+    if kind == "reference":
+        best = max((grade.score for grade in graded if grade.score is not None), default=1.0)
+        for row, grade in zip(found.rows, graded, strict=True):
+            problem = _short_of(grade, max(1.0, best))
+            if problem is not None:
+                found.row_problems.append(
+                    f"{row.where}: $: got {problem}; wants full marks for the reference"
+                )
+    scores = [grade.score for grade in graded if grade.score is not None]
+    return Trial(kind, scores, sum(grade.failed for grade in graded))
+
+
+def _short_of(grade: Grade, full: float) -> str | None:
+    if grade.failed:
+        return f"no grade ({grade.outcome}): {grade.reason}"
+    assert grade.score is not None
+    return (
+        None
+        if grade.score >= full - 1e-9
+        else f"the score {grade.score:g} of {full:g}. {grade.reason}".strip()
+    )
+
+
+def _as_answer(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value, 10**9)
+
+
+def _read_json(path: Path, found: Found, prompt_key: str) -> None:
+    spec, problems = check_grader_file(path)
+    body = None if spec is not None else _job_body(path)
+    if body is not None:
+        spec, problems = _read_job(path, body, found)
+    found.files[str(path)] = "a job's body" if body is not None else "a grader"
+    found.grader_problems += [str(problem) for problem in problems]
+    _take_grader(spec, path.name, found)
+    if spec is not None and body is None:
+        found.base = path.parent
+
+
+def _job_body(path: Path) -> Mapping[str, Any] | None:
+    """The reinforcement settings in the body of OpenAI's create call, if the file holds one."""
+    try:
+        data = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except (OSError, ValueError):
+        return None
+    for key in ("method", "reinforcement"):
+        if isinstance(data, dict) and isinstance(data.get(key), dict):
+            data = data[key]
+    return data if isinstance(data, dict) and isinstance(data.get("grader"), dict) else None
+
+
+def _read_job(path: Path, body: Mapping[str, Any], found: Found) -> tuple[GraderSpec | None, list[Problem]]:
+    text = path.read_text(encoding="utf-8-sig")
+    where = f"{path.name}:{line_of(text, _steps_to_grader(text, body))}"
+    spec, problems = check_grader(body["grader"], where=where)
+    declared = body.get("response_format")
+    if isinstance(declared, dict):
+        problems += check_response_format(declared, f"{path.name}: response_format")
+        found.grading = found.grading.model_copy(update={"response_format": declared})
+    return spec, problems
+
+
+def _steps_to_grader(text: str, body: Mapping[str, Any]) -> tuple[str, ...]:
+    data = parse_json(text.encode())
+    for steps in (("method", "reinforcement", "grader"), ("reinforcement", "grader")):
+        inside = data
+        for step in steps:
+            inside = inside.get(step) if isinstance(inside, dict) else None
+        if inside is not None and inside == body["grader"]:
+            return steps
+    return ("grader",)
+
+
+def _read_rows(path: Path, found: Found, prompt_key: str) -> None:
+    found.files[str(path)] = "rows"
+    read = read_jsonl if path.suffix.lower() == ".jsonl" else read_csv
+    known = {row.question: row.where for row in found.rows}
+    count = 0
+    try:
+        for raw in read(path):
+            count += 1
+            problems = [raw] if isinstance(raw, Problem) else list(check_row(raw, prompt_key))
+            found.row_problems += [str(problem) for problem in problems]
+            if isinstance(raw, RawRow) and not problems:
+                row = row_of(len(found.rows), raw, prompt_key)
+                found.rows.append(row)
+                if row.question in known and not known[row.question].startswith(f"{path.name}:"):
+                    found.notes.append(f"{row.where}: the same question as {known[row.question]}")
+    except DataError as error:
+        found.row_problems.append(str(error))
+        return
+    if count == 0:
+        found.row_problems.append(f"{path.name}: no rows in it; wants at least one")
+    elif count < FEWEST_ROWS:
+        found.notes.append(f"{path.name}: {count} rows; OpenAI's service wanted {FEWEST_ROWS} at least")
+
+
+def _read_settings(path: Path, found: Found, prompt_key: str) -> None:
+    found.files[str(path)] = "settings"
+    try:
+        config = load_config(path)
+        found.grading, found.base = config.grading, Path(config.base)
+        if config.grader is None:
+            return
+        if "file" in config.grader:
+            spec, problems = check_grader_file(Path(config.base) / Path(config.grader["file"]).expanduser())
+            found.grader_problems += [str(problem) for problem in problems]
+        else:
+            spec, _ = check_grader(config.grader)
+        _take_grader(spec, path.name, found)
+    except GraftError as error:
+        found.grader_problems += str(error).splitlines()
+
+
+def _take_grader(spec: GraderSpec | None, where: str, found: Found) -> None:
+    if spec is None:
+        return
+    if found.grader is not None:
+        found.notes.append(
+            f"{where}: a second grader; rows are checked against the one in {found.grader_where}"
+        )
+        return
+    found.grader, found.grader_where = spec, where
+
+
+_READERS = {".json": _read_json, ".jsonl": _read_rows, ".csv": _read_rows, ".toml": _read_settings}
+
+
+def error_of(found: Found) -> type[GraftError] | None:
+    """Which kind of error the problems are, for the exit code."""
+    if found.grader_problems:
+        return GraderError
+    return DataError if found.row_problems else None
+
+
+def lines_of(trials: Sequence[Trial]) -> Iterator[str]:
+    """The trials for people."""
+    for trial in trials:
+        if trial.mean is None:
+            line = "no score"
+        else:
+            line = f"{trial.mean:.3f} on average, from {min(trial.scores):.3g} to {max(trial.scores):.3g}"
+        failed = f", {trial.failed} could not be graded" if trial.failed else ""
+        yield f"{trial.kind:<10} {line}{failed}"
