@@ -31,7 +31,7 @@ def test_names_by_hand(source, names):
 @pytest.mark.parametrize("name", sorted(PACKAGES))
 def test_a_package_can_be_imported_inside(sandbox, name):
     if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed; it comes with the extra 'graders'")
+        pytest.skip(f"{name} is not installed; it comes with the extra 'python-graders'")
     source = f"import {name}, sys\nloaded = set(sys.modules)\nimport {', '.join(PACKAGES[name])}\n"
     source += f"def grade(sample, item):\n    assert {list(PACKAGES[name])!r}[-1] in loaded\n    return 1.0"
     [result] = sandbox.run_grade(source, [({}, {})])
