@@ -21,7 +21,7 @@ from graft.grading.observe import Observer
 from graft.grading.pace import Pace
 from graft.grading.python import Sandbox
 from graft.grading.row_checks import check_rows, members_of
-from graft.grading.schema import GraderSpec, LabelModel, Python, ScoreModel, TextSimilarity
+from graft.grading.schema import CodeTests, GraderSpec, LabelModel, Python, ScoreModel, TextSimilarity
 from graft.pull import default_cache
 from graft.types import Grader
 
@@ -65,7 +65,7 @@ def open_grader(
             judges = open_judges(grading.judge, models)
             opened.callback(judges.close)
         sandbox = None
-        if any(isinstance(member, Python) for member in members_of(spec)):
+        if any(isinstance(member, Python | CodeTests) for member in members_of(spec)):
             sandbox = _open_sandbox(grading, opened)
         services = Services(
             base=base,

@@ -11,6 +11,7 @@ from typing import Any
 from graft.data.functions import load_function
 from graft.errors import GraderError
 from graft.grading import own
+from graft.grading.code_tests import CodeTestsGrader
 from graft.grading.endpoint import EndpointGrader
 from graft.grading.formula import parse_formula
 from graft.grading.function import FunctionGrader
@@ -22,6 +23,7 @@ from graft.grading.number import NumberGrader
 from graft.grading.observe import Observer, observed_by, schema_problem
 from graft.grading.python import PythonGrader, Sandbox
 from graft.grading.schema import (
+    CodeTests,
     Endpoint,
     Function,
     GraderSpec,
@@ -108,7 +110,7 @@ def _calls_at_once(spec: GraderSpec, services: Services) -> int:
     """More than one where others do the work: servers, or the sandbox."""
     if isinstance(spec, ScoreModel | LabelModel | Endpoint) or _embeds(spec):
         return services.calls_at_once
-    return services.sandbox_workers if isinstance(spec, Python) else 1
+    return services.sandbox_workers if isinstance(spec, Python | CodeTests) else 1
 
 
 def _build(spec: GraderSpec, services: Services, observe: Observer, held: ExitStack) -> Grader:
@@ -143,6 +145,12 @@ def _python(spec: Python, services: Services, observe: Observer, held: ExitStack
     if services.sandbox is None:
         raise GraderError(f"grader '{spec.name}': python graders need the sandbox, which is not there")
     return PythonGrader(spec, observe, services.sandbox)
+
+
+def _code_tests(spec: CodeTests, services: Services, observe: Observer, held: ExitStack) -> Grader:
+    if services.sandbox is None:
+        raise GraderError(f"grader '{spec.name}': code tests need the sandbox, which is not there")
+    return CodeTestsGrader(spec, observe, services.sandbox)
 
 
 def _endpoint(spec: Endpoint, services: Services, observe: Observer, held: ExitStack) -> Grader:
@@ -187,6 +195,7 @@ _MAKERS: Mapping[type, Callable[[Any, Services, Observer, ExitStack], Grader]] =
     Math: _math,
     Regex: _regex,
     JsonSchema: _json_schema,
+    CodeTests: _code_tests,
     Function: _function,
 }
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from graft.errors import GraderError
 from graft.grading.observe import Observation, Observer, with_faults
+from graft.grading.sandbox.records import CodeTest
 from graft.grading.schema import Python
 from graft.types import Fault, Grade, Outcome, Sample
 
@@ -29,6 +30,7 @@ class Sandbox(Protocol):
     """Runs sources that nobody has to trust."""
 
     def run_grade(self, source: str, calls: Sequence[Call]) -> Sequence[SandboxResult]: ...
+    def run_tests(self, calls: Sequence[tuple[str, Sequence[CodeTest]]]) -> Sequence[SandboxResult]: ...
 
 
 class PythonGrader:

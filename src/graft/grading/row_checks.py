@@ -7,9 +7,10 @@ from typing import Any
 
 from graft.data.rows import Row
 from graft.data.sources import Problem, nearest, shown
+from graft.grading.code_tests import read_tests
 from graft.grading.number import as_number
 from graft.grading.observe import check_response_format, declared_format
-from graft.grading.schema import GraderSpec, LabelModel, Multi, Number, ScoreModel, Weighted
+from graft.grading.schema import CodeTests, GraderSpec, LabelModel, Multi, Number, ScoreModel, Weighted
 from graft.grading.template import MissingVariableError, Reference, parse_template
 
 NEVER_SAMPLED = {
@@ -55,8 +56,10 @@ def check_rows(
         for reference in references
     )
     numbers = [member for member in members_of(spec) if isinstance(member, Number)]
+    tests = [member for member in members_of(spec) if isinstance(member, CodeTests)]
     for row in rows:
         yield from _check_row(row, items, numbers)
+        yield from _check_tests(row, tests)
         declared = declared_format(row.item)
         if declared is not None:
             for problem in check_response_format(declared, row.where):
@@ -81,6 +84,15 @@ def _check_row(row: Row, references: Sequence[Reference], numbers: Sequence[Numb
             yield Problem(row.where, f"$.{number.key}", "nothing", wants)
         elif as_number(row.item[number.key]) is None:
             yield Problem(row.where, f"$.{number.key}", shown(row.item[number.key]), "a number")
+
+
+def _check_tests(row: Row, members: Sequence[CodeTests]) -> Iterator[Problem]:
+    for member in members:
+        try:
+            read_tests(row.item.get(member.key))
+        except ValueError as error:
+            got = shown(row.item[member.key]) if member.key in row.item else "nothing"
+            yield Problem(row.where, f"$.{member.key}", got, str(error).removeprefix("want "))
 
 
 def _path(reference: Reference) -> str:

@@ -323,6 +323,21 @@ class JsonSchema(Named):
     input: Template = "{{sample.output_text}}"
 
 
+class CodeTests(Named):
+    """The share of the row's tests that the code in the text passes. Runs in the sandbox."""
+
+    type: Literal["code_tests"]
+    key: str = "tests"
+    """The key of the row that holds the tests: a list of sources that raise when the code is wrong
+    (`assert double(2) == 4`), and of `{"stdin": ..., "stdout": ...}` for programs."""
+
+    input: Template = "{{sample.output_text}}"
+    """Its last fenced block of Python is the code; all of it where there is no fence."""
+
+    every: bool = False
+    """1 if every test passes, else 0, instead of the share."""
+
+
 class Function(Named):
     """A Python function of one's own, trusted and in this process."""
 
@@ -353,6 +368,7 @@ Member = (
     | Math
     | Regex
     | JsonSchema
+    | CodeTests
     | Function
 )
 """What may stand inside another grader."""
