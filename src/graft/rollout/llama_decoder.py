@@ -359,9 +359,7 @@ class LlamaDecoder:
 
     def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:
         """Draw one token a row; see `Decoder.draw`."""
-        if sampling.truncated:
-            return draw_rows(logits, uniform, sampling)
-        return Drawn(*self.kernels.sample(logits, uniform, sampling.temperature), None)
+        return draw_rows(logits, uniform, sampling)
 
     def end(self) -> None:
         """Drop the caches of this round."""
