@@ -92,7 +92,8 @@ class PolicyForward:
             ).last_hidden_state[0]
         weight: Tensor = self._head.weight  # pyright: ignore[reportAssignmentType]
         scores = score_tokens(
-            hidden[batch.predictors],
+            # unlike indexing, whose gradient adds from several threads in any order
+            hidden.index_select(0, batch.predictors),
             weight,
             batch.targets,
             temperature=temperature,
@@ -100,7 +101,7 @@ class PolicyForward:
             kernels=self.precision.head_kernels(weight),
             kept=batch.kept,
         )
-        return TokenScores(*(of_prediction[batch.predictions] for of_prediction in scores))
+        return TokenScores(*(each.index_select(0, batch.predictions) for each in scores))
 
 
 @torch.no_grad()
