@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from graft.objective.kl import ESTIMATORS, k1, k2, k3
+from graft.objective.kl import ESTIMATORS, adapted_coefficient, k1, k2, k3
 
 
 def test_values_by_hand():
@@ -47,3 +47,28 @@ def test_the_gradients_that_the_table_states():
     torch.testing.assert_close(expected_gradient("k2"), exact)
     torch.testing.assert_close(expected_gradient("k1"), torch.zeros_like(exact))
     assert (expected_gradient("k3") - exact).norm() > 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("measured", "factor"),
+    [
+        (6.0, 1.0),  # on target
+        (6.6, 1.01),  # 10 % above, a tenth of the horizon
+        (5.4, 0.99),
+        (60.0, 1.02),  # at most 20 %
+        (0.0, 0.98),
+    ],
+)
+def test_the_adaptive_coefficient_by_hand(measured, factor):
+    got = adapted_coefficient(0.5, measured=measured, target=6.0, horizon=10_000.0, samples=1000)
+    assert got == pytest.approx(0.5 * factor)
+
+
+def test_the_adaptive_coefficient_brings_the_divergence_to_its_target():
+    """Against a policy whose divergence is 1 / β: the only rest is β = 1 / target."""
+    coefficient = 0.01
+    for _ in range(400):
+        coefficient = adapted_coefficient(
+            coefficient, measured=1 / coefficient, target=4.0, horizon=1000.0, samples=100
+        )
+    assert coefficient == pytest.approx(0.25, rel=1e-3)

@@ -75,3 +75,55 @@ def group_relative_advantages(
     else:
         raise ValueError(f"scale = {scale!r}: want 'group_std', 'batch_std' or 'none'")
     return centred / (deviation + STD_EPSILON)
+
+
+def leave_one_out_advantages(
+    scores: Float[Tensor, " samples"], groups: Int[Tensor, " samples"]
+) -> Float[Tensor, " samples"]:
+    """RLOO: A_i = R_i - mean of the group's other scores, which is (R_i - R̄) N / (N - 1).
+
+    Exactly 0 in a group whose scores are all equal, a group of one included: it has no others.
+
+    Args:
+        scores: one finite score for each sample.
+        groups: index of each sample's group.
+
+    Sources: Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!" (2019); Ahmadian et al.,
+    arXiv:2402.14740, eq. 8. TRL's RLOO divides by a standard deviation on top where asked to; this does not.
+    """
+    number = int(groups.max()) + 1 if groups.numel() else 0
+    count = torch.zeros(number, dtype=scores.dtype).index_add_(0, groups, torch.ones_like(scores))[groups]
+    centred = (scores - group_mean(scores, groups)).where(~without_signal(scores, groups), 0.0)
+    return centred * count / (count - 1).clamp(min=1)
+
+
+def process_advantages(
+    rewards: Float[Tensor, " steps"],
+    samples: Int[Tensor, " steps"],
+    groups: Int[Tensor, " steps"],
+    *,
+    scale: str,
+) -> Float[Tensor, " steps"]:
+    """GRPO with process supervision: the advantage of each step, which all of the step's tokens share.
+
+    The rewards of all steps of all samples of a group are normalised together; a step's advantage is the sum of
+    the normalised rewards of itself and of the later steps of its sample.
+
+    Args:
+        rewards: one finite reward for each step; the steps of a sample stand together, in their order.
+        samples: index of each step's sample.
+        groups: index of each step's group.
+        scale: as in `group_relative_advantages`, over steps instead of samples; `group_std` is the paper's.
+
+    A sum over steps favours samples with more steps of positive normalised reward: step-count gaming.
+
+    Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3. It divides by std(R) without saying which; N - 1 and the
+    epsilon are those of `group_relative_advantages`. TRL and verl have no such variant.
+    """
+    normalised = group_relative_advantages(rewards, groups, scale=scale).tolist()
+    owners = samples.tolist()
+    sums = list(normalised)
+    for k in range(len(sums) - 2, -1, -1):
+        if owners[k] == owners[k + 1]:
+            sums[k] += sums[k + 1]
+    return rewards.new_tensor(sums)

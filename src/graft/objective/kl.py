@@ -39,3 +39,27 @@ def k3(
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def adapted_coefficient(
+    coefficient: float, *, measured: float, target: float, horizon: float, samples: int
+) -> float:
+    """β for the next batch, of a KL penalty in the reward that is to stay near a target:
+
+        β' = β (1 + clip(measured / target - 1, -0.2, 0.2) · samples / horizon)
+
+    A fixed β needs no function.
+
+    Args:
+        coefficient: β of this batch.
+        measured: the batch's KL to the anchor: mean over completions of the sum over tokens of k1, nats.
+        target: the KL wanted, nats a completion, above 0.
+        horizon: after how many samples a lasting error of 20 % has moved β by some 20 %, e.g. 10,000; more than a
+            fifth of the batch, or β would change its sign.
+        samples: completions in the batch.
+
+    Source: Ziegler et al., "Fine-tuning language models from human preferences", arXiv:1909.08593, section 2.2, with
+    the published code's horizon in place of K_β.
+    """
+    error = min(max(measured / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * samples / horizon)
