@@ -14,9 +14,10 @@ import torch
 
 from benchmarks.side import serve, versions
 from benchmarks.workload import questions, rewards
+from graft.algorithm_settings import GRPO
 from graft.algorithms import ALGORITHMS
 from graft.assemble import assemble
-from graft.config import GRPO, Data, Model, Optimizer, Rollout, RunConfig, Sampling, Training
+from graft.config import Data, Model, Optimizer, Rollout, RunConfig, Sampling, Training
 from graft.interrupt import Interrupt
 from graft.loop import Loop
 from graft.phases import phases_of

@@ -9,20 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from graft.algorithms import (
-    ALGORITHMS,
-    TokenBatch,
-    credit_group,
-    credit_worked,
-    loss_clipped,
-    loss_cross_entropy,
-)
-from graft.config import GRPO, KL, SFT, Clip, Entropy
+from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, KL, SFT, Entropy, TokenClip
+from graft.algorithms import ALGORITHMS
+from graft.crediting import Evidence, StepCredit, credit_relative, credit_worked
+from graft.losses import TokenBatch, loss_clipped, loss_cross_entropy
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Grade, Outcome, Prompt, StopReason
 from graft.update.packing import pack
 from graft.update.policy import PolicyForward, Precision
-from graft.update.step import optimise
+from graft.update.step import POLICY, optimise, policy_loss
 from tests.update.test_exactness import load
 
 FAILED = Grade(None, Outcome.TIMED_OUT)
@@ -49,6 +44,10 @@ def group(*lengths: int, row: int = 0, seed: int = 0) -> Tree:
 
 def graded(*scores: float | None) -> dict[int, Grade]:
     return {leaf: FAILED if score is None else Grade(score) for leaf, score in enumerate(scores, start=1)}
+
+
+def credit_group(trees: Sequence[Tree], grades: Sequence[Mapping[int, Grade]], settings: GRPO) -> StepCredit:
+    return credit_relative(Evidence(trees, grades), settings)
 
 
 def flat(credit: Credit) -> dict[int, tuple[list[float], list[float]]]:
@@ -136,13 +135,13 @@ def test_a_group_without_signal_stays_when_the_loss_needs_it(needs):
 
 def test_worked_completions():
     trees = [group(2), group(1, row=1), group(5, row=2)]
-    credit = credit_worked(trees, [], SFT(worked="key:worked"))
+    credit = credit_worked(Evidence(trees), SFT(worked="key:worked"))
     assert [flat(own) for own in credit.trees] == [
         approx({1: ([1.0] * 2, [1 / 8] * 2)}),
         approx({1: ([1.0], [1 / 8])}),
         approx({1: ([1.0] * 5, [1 / 8] * 5)}),
     ]
-    credit = credit_worked(trees, [], SFT(worked="key:worked", reduction="sample_mean"))
+    credit = credit_worked(Evidence(trees), SFT(worked="key:worked", reduction="sample_mean"))
     assert [flat(own) for own in credit.trees] == [
         approx({1: ([1.0] * 2, [1 / 6] * 2)}),
         approx({1: ([1.0], [1 / 3])}),
@@ -163,22 +162,23 @@ def token_batch(
         engine_logprobs=old if engine is None else torch.tensor(engine, dtype=torch.float64),
         anchor_logprobs=None if anchor is None else torch.tensor(anchor, dtype=torch.float64),
         advantages=torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64),
+        nodes=torch.tensor([0, 0, 1]),
     )
 
 
-CLIP = Clip(low=0.2, high=0.3)
+CLIP = TokenClip(low=0.2, high=0.3)
 # -A max(...): token 1 on policy; token 2 stopped at 1.3; token 3 fallen though good, full push back up
-POLICY = [-1.0, -1.3, -1.0]
-POLICY_GRADIENT = [-1.0, 0.0, -1.0]
+LOSS = [-1.0, -1.3, -1.0]
+LOSS_GRADIENT = [-1.0, 0.0, -1.0]
 
 
 def test_the_clipped_loss_alone():
     tokens = token_batch()
     result = loss_clipped(tokens, GRPO(clip=CLIP))
     result.per_token.sum().backward()
-    assert result.per_token.tolist() == pytest.approx(POLICY)
+    assert result.per_token.tolist() == pytest.approx(LOSS)
     assert tokens.logprobs.grad is not None
-    assert tokens.logprobs.grad.tolist() == pytest.approx(POLICY_GRADIENT)
+    assert tokens.logprobs.grad.tolist() == pytest.approx(LOSS_GRADIENT)
     assert {name: fact.tolist() for name, fact in result.facts.items()} == {"clipped_share": [0.0, 1.0, 0.0]}
 
 
@@ -195,11 +195,11 @@ def test_with_kl(estimator, penalty, slope):
     tokens = token_batch(anchor=anchor)
     result = loss_clipped(tokens, GRPO(clip=CLIP, kl=KL(coefficient=0.1, estimator=estimator)))
     result.per_token.sum().backward()
-    assert result.per_token.tolist() == pytest.approx([loss + 0.1 * penalty for loss in POLICY])
+    assert result.per_token.tolist() == pytest.approx([loss + 0.1 * penalty for loss in LOSS])
     assert tokens.logprobs.grad is not None
-    assert tokens.logprobs.grad.tolist() == pytest.approx([g + 0.1 * slope for g in POLICY_GRADIENT])
+    assert tokens.logprobs.grad.tolist() == pytest.approx([g + 0.1 * slope for g in LOSS_GRADIENT])
     off = loss_clipped(token_batch(anchor=anchor), GRPO(clip=CLIP))
-    assert off.per_token.tolist() == pytest.approx(POLICY)
+    assert off.per_token.tolist() == pytest.approx(LOSS)
 
 
 def test_with_an_entropy_bonus():
@@ -229,7 +229,8 @@ def test_cross_entropy():
 
 
 def test_the_table():
-    assert {name: row.samples for name, row in ALGORITHMS.items()} == {"grpo": True, "sft": False}
+    assert set(ALGORITHMS) == set(ALGORITHM_NAMES)
+    assert [name for name, row in ALGORITHMS.items() if not row.samples] == ["sft"]
 
 
 def adam(
@@ -251,7 +252,8 @@ def test_a_group_without_signal_moves_nothing_but_the_step_is_taken(tiny_model_f
     head = model.get_output_embeddings()
     assert head is not None
     watched: torch.nn.Parameter = head.weight  # pyright: ignore
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    parameters = [{"name": POLICY, "params": list(model.parameters())}]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.0)
     settings = GRPO(scale="none")
     moments = [torch.zeros_like(watched), torch.zeros_like(watched)]
 
@@ -265,13 +267,11 @@ def test_a_group_without_signal_moves_nothing_but_the_step_is_taken(tiny_model_f
         expected = adam(gradient, watched.detach().clone(), moments, number)
         model.zero_grad()
         optimise(
-            forward,
+            policy_loss(forward, lambda tokens: loss_clipped(tokens, settings), temperature=1.0),
             optimizer,
             batches,
-            lambda tokens: loss_clipped(tokens, settings),
-            temperature=1.0,
             max_gradient_norm=0.0,
-            learning_rate=0.01,
+            learning_rates={POLICY: 0.01},
         )
         return watched.detach().clone(), expected
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from graft.config import ALGORITHM_NAMES, GRPO, SFT, Checkpoints, Optimizer, RunConfig, Section, section_at
+from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, SFT
+from graft.config import Checkpoints, Optimizer, RunConfig, section_at
 from graft.config_file import check_config
 from graft.errors import ConfigError
+from graft.section import Section
 
 LEAST: dict[str, Any] = {
     "run": "out",
@@ -113,7 +115,9 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
     sft = check({"algorithm": {"name": "sft", "worked": "key:w"}}).algorithm
     assert sft == SFT(worked="key:w")
     assert "no algorithm is called 'gropo'. Did you mean 'grpo'?" in refusal({"algorithm": {"name": "gropo"}})
-    assert "Known: grpo, sft" in refusal({"algorithm": {"name": "xyz"}})
+    assert "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, sft." in refusal(
+        {"algorithm": {"name": "xyz"}}
+    )
     assert ALGORITHM_NAMES == ("grpo", "sft")
     assert "algorithm" in refusal({"algorithm": "grpo"})
 
@@ -151,7 +155,7 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
         ("algorithm.clip.low", 1.0, "less than 1"),
         ("algorithm.clip.high", -0.1, "greater than or equal to 0"),
         ("algorithm.scale", "std", "'group_std', 'batch_std' or 'none'"),
-        ("algorithm.kl.estimator", "k1", "'k2' or 'k3'"),
+        ("algorithm.kl.estimator", "k4", "'k1', 'k2' or 'k3'"),
         ("checkpoints.keep_last", 0, "greater than or equal to 1"),
         ("rollout.slots", 0, "greater than or equal to 1"),
     ],
@@ -162,34 +166,38 @@ def test_a_value_of_the_wrong_kind_or_size(path, value, words):
     assert words in said
 
 
-def number_settings(section: type[BaseModel] = RunConfig, path: str = "") -> list[tuple[str, int]]:
-    """Every setting that holds fractions, with how many it holds."""
-    found: list[tuple[str, int]] = []
+def number_settings(
+    section: type[BaseModel] = RunConfig, path: str = "", algorithm: str = "grpo"
+) -> list[tuple[str, int, str]]:
+    """Every setting that holds fractions, with how many it holds and the algorithm that has it."""
+    found: list[tuple[str, int, str]] = []
     for name, field in section.model_fields.items():
         flat = [field.annotation, *typing.get_args(field.annotation)]
         entries = [typing.get_args(a) or (a,) for a in typing.get_args(field.annotation)]
         if float in flat:
-            found.append((f"{path}{name}", 1))
+            found.append((f"{path}{name}", 1, algorithm))
         elif typing.get_origin(field.annotation) is tuple and any(float in entry for entry in entries):
-            found.append((f"{path}{name}", len(entries)))
+            found.append((f"{path}{name}", len(entries), algorithm))
         for kind in {k for a in flat for k in (a, *typing.get_args(a)) if isinstance(k, type)}:
             if issubclass(kind, BaseModel) and kind is not SFT:
-                found += number_settings(kind, f"{path}{name}.")
+                own = kind.model_fields["name"].default if name == "algorithm" else algorithm
+                found += number_settings(kind, f"{path}{name}.", own)
     return found
 
 
 def test_the_settings_that_hold_fractions_were_found():
-    found = dict(number_settings())
-    assert len(found) > 20
-    assert found["optimizer.betas"] == 2
-    assert {"sampling.top_p", "algorithm.clip.high", "warm_start.optimizer.epsilon"} <= set(found)
+    found = number_settings()
+    assert ("optimizer.betas", 2, "grpo") in found
+    assert {"sampling.top_p", "algorithm.clip.high", "warm_start.optimizer.epsilon"} <= {x for x, *_ in found}
+    assert {name for *_, name in found} == set(ALGORITHM_NAMES) - {"sft"}
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize(("path", "count"), number_settings())
-def test_no_setting_takes_a_number_that_is_not_finite(path, count, value):
+@pytest.mark.parametrize(("path", "count", "algorithm"), number_settings())
+def test_no_setting_takes_a_number_that_is_not_finite(path, count, algorithm, value):
     present = WARM if path.startswith("warm_start") else {}
-    said = refusal(present, at(path, value if count == 1 else [value] * count))
+    named = {"algorithm": {"name": algorithm}}
+    said = refusal(present, named, at(path, value if count == 1 else [value] * count))
     assert path in said
     assert "finite number" in said
 
@@ -274,7 +282,7 @@ def sections() -> list[type[Section]]:
         below = waiting.pop().__subclasses__()
         found += below
         waiting += below
-    return [s for s in found if s.__module__ == "graft.config"]
+    return [s for s in found if s.__module__ in ("graft.config", "graft.algorithm_settings")]
 
 
 def holds_a_section(annotation: Any) -> bool:
@@ -289,7 +297,7 @@ def test_every_section_and_field_says_what_it_is(section):
     assert section.__doc__
     assert section.model_config.get("extra") == "forbid"
     for name, field in section.model_fields.items():
-        is_tag = name == "name" and section in (GRPO, SFT)
+        is_tag = name == "name" and field.default in ALGORITHM_NAMES
         if not is_tag and not holds_a_section(field.annotation):
             assert field.description, f"{section.__name__}.{name}"
             assert field.description.rstrip().endswith("."), f"{section.__name__}.{name}"
@@ -306,7 +314,8 @@ def test_sections_were_found():
         ((), {}, "RunConfig"),
         (("algorithm",), {}, "GRPO"),
         (("algorithm",), {"algorithm": {"name": "sft"}}, "SFT"),
-        (("algorithm", "clip"), {}, "Clip"),
+        (("algorithm", "clip"), {}, "TokenClip"),
+        (("algorithm", "clip"), {"algorithm": {"name": "gspo"}}, "Clip"),
         (("model", "adapter"), {}, "Adapter"),
         (("warm_start", "optimizer"), {}, "Optimizer"),
         (("nowhere",), {}, None),

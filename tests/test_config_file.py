@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.config import GRPO, SFT, RunConfig
+from graft.algorithm_settings import GRPO, SFT
+from graft.config import RunConfig
 from graft.config_file import check_config, dump_config, load_config, set_override
 from graft.errors import ConfigError
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from graft.config import GRPO, SFT, Optimizer
+from graft.algorithm_settings import GRPO, SFT
+from graft.config import Optimizer
 from graft.config_file import check_config
 from graft.phases import Phase, phases_of
 from graft.report.metrics import Moment, Stage

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from graft.algorithms import StepCredit
+from graft.crediting import StepCredit
 from graft.evaluation import Estimate, Evaluation
 from graft.report.metrics import Moment, Stage, check_record
 from graft.step_records import Step, evaluation_record, step_clock, step_record
@@ -20,7 +20,8 @@ RESULT = StepResult(
     gradient_norm=1.5,
     tokens_trained=5,
     tokens_computed=9,
-    facts={"entropy": 2.0, "clipped_share": 0.125, "ratio_max": 1.5},
+    means={"entropy": 2.0, "clipped_share": 0.125},
+    maxima={"ratio_max": 1.5},
 )
 SECONDS = {"step": 8.0, "load": 0.5, "sample": 2.0, "grade": 1.0, "update": 4.0}
 

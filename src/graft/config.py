@@ -10,22 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from graft.algorithm_settings import GRPO, AlgorithmSettings
 from graft.grading.check import check_grader, dump_grader
-
-
-class Section(BaseModel):
-    """Base of all sections: nothing unknown, no number that is not finite, nothing changed after checking."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        ser_json_inf_nan="constants",  # tables that are passed on, like `data.options`, may hold any number
-    )
+from graft.section import Section
 
 
 class Adapter(Section):
@@ -194,72 +184,6 @@ def _check_grader(value: Any) -> Any:
 def _holds_none(value: Any) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return value is None or any(_holds_none(each) for each in inner)
-
-
-class Clip(Section):
-    """How far the probability ratio may move before the gradient stops."""
-
-    low: float = Field(default=0.2, ge=0, lt=1)
-    """The ratio may fall to `1 - low`."""
-
-    high: float = Field(default=0.2, ge=0)
-    """The ratio may rise to `1 + high`."""
-
-
-class KL(Section):
-    """Penalty for leaving the anchor."""
-
-    coefficient: float = Field(default=0.0, ge=0)
-    """β, the weight of the penalty in the loss. At 0 it does not train and costs nothing."""
-
-    estimator: Literal["k2", "k3"] = "k3"
-    """Which per-token estimator enters the loss; see `objective/kl.py` for bias and gradient of each."""
-
-
-class Entropy(Section):
-    """Bonus for keeping the distribution wide."""
-
-    coefficient: float = Field(default=0.0)
-    """Weight of the entropy (nats a token) in the objective; positive keeps the policy random."""
-
-
-class GRPO(Section):
-    """Group relative policy optimisation: the group's mean reward is the baseline."""
-
-    name: Literal["grpo"] = "grpo"
-
-    group_size: int = Field(default=8, ge=2)
-    """Samples for each prompt. One is not enough: the others are its baseline."""
-
-    scale: Literal["group_std", "batch_std", "none"] = "group_std"
-    """Divide advantages by the group's standard deviation, the batch's, or not at all."""
-
-    clip: Clip = Clip()
-    kl: KL = KL()
-    entropy: Entropy = Entropy()
-
-    engine_weight_cap: float | None = Field(default=None, gt=0)
-    """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
-
-    updates_per_batch: int = Field(default=1, ge=1)
-    """Optimiser steps on each batch of samples. 1 is on-policy: the ratio is 1 and nothing is clipped."""
-
-
-class SFT(Section):
-    """Supervised fine-tuning: cross-entropy on worked completions, the prompt not trained."""
-
-    name: Literal["sft"] = "sft"
-
-    worked: str
-    """Where the worked completion comes from: `key:NAME` of the row, or `file.py:function` called with the item."""
-
-    reduction: Literal["token_mean", "sample_mean"] = "token_mean"
-    """Mean over all completion tokens of the step, or over tokens in a sample and then over samples."""
-
-
-AlgorithmSettings = Annotated[GRPO | SFT, Field(discriminator="name")]
-
-ALGORITHM_NAMES: tuple[str, ...] = tuple(section.model_fields["name"].default for section in (GRPO, SFT))
 
 
 class Sampling(Section):

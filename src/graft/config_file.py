@@ -12,7 +12,8 @@ from typing import Any
 import tomlkit
 from pydantic import ValidationError
 
-from graft.config import ALGORITHM_NAMES, Grading, RunConfig, section_at
+from graft.algorithm_settings import ALGORITHM_NAMES
+from graft.config import Grading, RunConfig, section_at
 from graft.errors import ConfigError
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from graft.algorithms import ALGORITHMS, Algorithm, StepCredit
-from graft.assemble import Parts, build_forward, frozen_copy, load_worked
-from graft.config import GRPO, SFT, Sampling
+from graft.algorithm_settings import SFT, Sampled
+from graft.algorithms import ALGORITHMS, Algorithm
+from graft.assemble import Parts, load_worked
+from graft.collect import Drawn, collect
+from graft.config import Sampling
+from graft.crediting import Evidence, StepCredit, credit_needs_appraisal
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
 from graft.evaluation import evaluate
@@ -19,7 +20,6 @@ from graft.grading.beside import GradingBeside
 from graft.interrupt import Interrupt
 from graft.memory import memory_errors, peak_memory_gb, return_freed_memory
 from graft.model import plain_state
-from graft.objective.kl import k3
 from graft.phases import Phase, phases_of
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
@@ -29,14 +29,13 @@ from graft.rollout.engine import Finished
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings
 from graft.state import checkpoint
-from graft.state.checkpoint import Checkpoints
+from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
-from graft.step_records import Step, evaluation_record, step_clock, step_record
+from graft.step_records import Step, evaluation_record, mean_kl, step_clock, step_record
+from graft.trainer import Trainer, everything, penalised
 from graft.tree import Tree
 from graft.types import Grade, Prompt, Purpose
-from graft.update.packing import MicroBatch, pack
-from graft.update.policy import PolicyForward
-from graft.update.step import learning_rate_at, optimise, score_batches
+from graft.update.step import POLICY, StepResult
 
 ACTIVITIES = {Stage.WARM_START: Activity.WARM_START, Stage.TRAIN: Activity.TRAINING}
 
@@ -58,9 +57,8 @@ class Loop:
             keep_best=self.config.checkpoints.keep_best,
         )
         self.watchers: list[Callable[[dict[str, object]], None]] = [terminal.record]
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.anchor: PolicyForward | None = None
-        self._restored_optimizer: Mapping[str, Tensor] = {}
+        self.trainer: Trainer | None = None
+        self._restored: Checkpoint | None = None
 
     def run(self) -> RunState:
         """Go from where the run stands to its end."""
@@ -76,14 +74,18 @@ class Loop:
         done = self.state.steps.get(phase.stage, 0)
         if done >= phase.steps:
             return
-        algorithm = ALGORITHMS[phase.settings.name]
         cursor = self.open_cursor(phase)
-        self.optimizer = self.open_optimizer(phase)
-        self.anchor = self.open_anchor(phase)
+        self.trainer = Trainer(
+            self.parts, phase, self.checkpoints, done=done, restored=self._restored if done else None
+        )
+        self._restored = None
         self.terminal.begin(ACTIVITIES[phase.stage], phase.steps, done=done)
         for number in range(done + 1, phase.steps + 1):
+            if cursor.remaining == 0:
+                self.terminal.say(f"the training rows are used up after {number - 1} steps")
+                return
             with step_clock(number) as step:
-                self.step(phase, algorithm, step, cursor)
+                self.step(phase, step, cursor)
             self.record_step(phase, step, cursor)
             last = number == phase.steps
             if _due(self.config.evaluation.every, number) and not last and phase.stage is Stage.TRAIN:
@@ -91,44 +93,64 @@ class Loop:
             if _due(self.config.checkpoints.every, number) and not last:
                 self.save()
 
-    def step(self, phase: Phase, algorithm: Algorithm, step: Step, cursor: PromptCursor) -> None:
+    def step(self, phase: Phase, step: Step, cursor: PromptCursor) -> None:
         """Prompts -> trees -> grades -> credit -> batches -> weights."""
-        step.prompts = [self.parts.train[place] for place in cursor.take(phase.rows_per_step)]
+        algorithm = ALGORITHMS[phase.settings.name]
         if algorithm.samples:
-            with step.timed("load"):
-                self.load_engine()
-            with self.grading() as beside:
-                with step.timed("sample"):
-                    step.trees = self.sample(phase, step, beside.finished(step.prompts))
-                with step.timed("grade"):
-                    step.grades = self.grade(beside, step.trees)
+            self.collect(phase, step, cursor)
         else:
-            step.trees = self.work_out(phase, step.prompts)
-        step.credit = algorithm.credit(step.trees, step.grades, phase.settings)
-        batches = self.pack(step.trees, step.credit)
+            step.trees = self.work_out(phase, cursor.take(phase.rows_per_step))
         self.make_room()
         with step.timed("update"):
-            self.update(phase, algorithm, step, batches)
+            step.credit = self.credit(phase, algorithm, step)
+            step.result = self.update(phase, step)
         self.make_room()
+
+    def collect(self, phase: Phase, step: Step, cursor: PromptCursor) -> None:
+        """Sample and grade until the batch is full."""
+        with step.timed("load"):
+            self.load_engine()
+
+        def draw(places: Sequence[int], attempt: int) -> Drawn:
+            prompts = [self.parts.train[place] for place in places]
+            with self.grading() as beside:
+                with step.timed("sample"):
+                    trees = self.sample(phase, step.number, attempt, prompts, beside.finished(prompts))
+                with step.timed("grade"):
+                    grades = self.grade(beside, trees)
+            return Drawn(list(places), prompts, trees, grades)
+
+        collected = collect(
+            cursor.take,
+            cursor.put_back,
+            draw,
+            wanted=phase.rows_per_step,
+            max_rounds=getattr(phase.settings, "max_sampling_rounds", 1),
+        )
+        step.trees, step.grades = collected.kept.trees, collected.kept.grades
+        step.discarded, step.rounds = collected.discarded, collected.rounds
 
     def grading(self) -> GradingBeside:
         """What judges finished samples while others still grow."""
         assert self.parts.grader is not None
         return GradingBeside(self.parts.grader, self.parts.encoder.decode)
 
-    def sample(self, phase: Phase, step: Step, finished: Finished) -> list[Tree]:
+    def sample(
+        self, phase: Phase, number: int, attempt: int, prompts: Sequence[Prompt], finished: Finished
+    ) -> list[Tree]:
         """The engine draws a group of completions for each prompt, and hands over each as it ends."""
         assert self.parts.engine is not None
-        assert isinstance(phase.settings, GRPO)
+        assert isinstance(phase.settings, Sampled)
         with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
             return grow_groups(
                 self.parts.engine,
-                step.prompts,
+                prompts,
                 group_size=phase.settings.group_size,
                 sampling=sampling_settings(self.config.sampling),
                 seed=self.config.seed,
                 purpose=Purpose.TRAIN,
-                step=step.number,
+                step=number,
+                attempt=attempt,
                 progress=self.on_tokens,
                 finished=finished,
             )
@@ -138,60 +160,60 @@ class Loop:
         rate = self.config.grading.max_failure_rate
         return beside.grades(trees, max_failure_rate=rate, waiting=self.interrupt.check)
 
-    def work_out(self, phase: Phase, prompts: Sequence[Prompt]) -> list[Tree]:
+    def work_out(self, phase: Phase, places: Sequence[int]) -> list[Tree]:
         """Rows bring their own completions."""
         assert isinstance(phase.settings, SFT)
         worked = load_worked(phase.settings.worked, Path(self.config.base))
+        prompts = [self.parts.train[place] for place in places]
         return worked_trees(prompts, worked, self.parts.encoder)
 
-    def pack(self, trees: Sequence[Tree], credit: StepCredit) -> list[MicroBatch]:
-        """Flat rows with every span once, on the model's device."""
-        batches = pack(trees, credit.trees, token_budget=self.config.training.microbatch_tokens)
-        return [batch.to(self.parts.device) for batch in batches]
+    def credit(self, phase: Phase, algorithm: Algorithm, step: Step) -> StepCredit:
+        """Who is compared with whom; asks the networks first where the credit depends on them."""
+        settings = phase.settings
+        if credit_needs_appraisal(settings):
+            step.appraisals = self.trainer_of_phase.appraise(
+                step.trees,
+                [everything(tree) for tree in step.trees],
+                old=True,
+                anchor=penalised(phase),
+                progress=self.on_microbatch,
+            )
+        evidence = Evidence(
+            trees=step.trees,
+            grades=step.grades,
+            appraisals=step.appraisals,
+            longest=self.config.sampling.max_new_tokens,
+            carried=self.state.carried,
+        )
+        return algorithm.credit(evidence, settings)
 
-    def update(self, phase: Phase, algorithm: Algorithm, step: Step, batches: Sequence[MicroBatch]) -> None:
+    def update(self, phase: Phase, step: Step) -> StepResult:
         """One or more optimiser steps on the batch."""
-        assert self.optimizer is not None
-        settings, temperature = phase.settings, self.config.sampling.temperature
-        updates = settings.updates_per_batch if isinstance(settings, GRPO) else 1
-        with memory_errors(
-            "the update", "training.microbatch_tokens, or set model.gradient_checkpointing = true"
-        ):
-            anchor, old = self.score(phase, step, batches, need_old=updates > 1)
-            for pass_number in range(updates):
-                # once the weights have moved, only the whole step leaves a state that can be saved
-                may_stop = pass_number == 0
-                step.result = optimise(
-                    self.parts.forward,
-                    self.optimizer,
-                    batches,
-                    lambda tokens: algorithm.loss(tokens, settings),
-                    temperature=temperature,
-                    max_gradient_norm=phase.optimizer.max_gradient_norm,
-                    learning_rate=self.learning_rate(phase, step.number),
-                    entropy_gradient=isinstance(settings, GRPO) and settings.entropy.coefficient != 0,
-                    old_logprobs=old,
-                    anchor_logprobs=anchor,
-                    progress=self.on_microbatch if may_stop else None,
-                    where=f"{ACTIVITIES[phase.stage]} step {step.number}",
-                )
-
-    def score(
-        self, phase: Phase, step: Step, batches: Sequence[MicroBatch], *, need_old: bool
-    ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
-        """Log-probabilities that stay fixed during the step: the anchor's and the rollout's, where needed."""
-        temperature = self.config.sampling.temperature
+        assert step.credit is not None
+        trainer = self.trainer_of_phase
         report_kl = phase.stage is Stage.TRAIN and _due(self.config.report.kl_every, step.number)
-        penalised = isinstance(phase.settings, GRPO) and phase.settings.kl.coefficient != 0
-        anchor = old = None
-        if self.anchor is not None and (penalised or report_kl):
-            anchor = score_batches(self.anchor, batches, temperature=temperature)
-        if need_old or (anchor is not None and report_kl):
-            old = score_batches(self.parts.forward, batches, temperature=temperature)
-        if anchor is not None and old is not None and report_kl and batches:
-            estimates = torch.cat([k3(o, a) for o, a in zip(old, anchor, strict=True)])
-            step.kl_to_initial = float(estimates.double().mean())
-        return anchor if penalised else None, old if need_old else None
+        anchor = report_kl or penalised(phase)
+        several = isinstance(phase.settings, Sampled) and phase.settings.updates > 1
+        if not step.appraisals and (anchor or several):
+            step.appraisals = trainer.appraise(
+                step.trees,
+                step.credit.trees,
+                old=report_kl or several,
+                anchor=anchor,
+                progress=self.on_microbatch,
+            )
+        if report_kl:
+            step.kl_to_initial = mean_kl(step.appraisals)
+        if not several:  # the forward pass of the one update gives the old log-probabilities, to the bit
+            step.appraisals = [replace(own, old_logprobs={}) for own in step.appraisals]
+        return trainer.update(
+            step.number,
+            step.trees,
+            step.credit,
+            step.appraisals or None,
+            progress=self.on_microbatch,
+            where=f"{ACTIVITIES[phase.stage]} step {step.number}",
+        )
 
     def measure(self, moment: Moment) -> None:
         """Sample and grade held-out rows; before and after training all of them, once."""
@@ -247,9 +269,11 @@ class Loop:
         self.state.steps[phase.stage] = step.number
         self.state.cursors[phase.stage] = cursor.state()
         self.state.train_seconds += step.seconds["step"]
-        self.state.generated_tokens += sum(tree.sampled_tokens for tree in step.trees)
+        self.state.generated_tokens += step.sampled_tokens
+        assert step.credit is not None
+        if phase.stage is Stage.TRAIN:
+            self.state.carried = dict(step.credit.carried)
         if phase.stage is Stage.TRAIN and self.config.report.trees == "all" and step.grades:
-            assert step.credit is not None
             for tree, grades, credit in zip(step.trees, step.grades, step.credit.trees, strict=True):
                 decode = self.parts.encoder.decode
                 self.folder.append_tree(tree_record(step.number, phase.stage, tree, grades, decode, credit))
@@ -257,7 +281,7 @@ class Loop:
             step_record(
                 step,
                 stage=phase.stage,
-                learning_rate=self.learning_rate(phase, step.number),
+                learning_rate=self.trainer_of_phase.learning_rates(step.number)[POLICY],
                 threshold=self.config.evaluation.threshold,
                 generated_tokens=self.state.generated_tokens,
                 peak_memory_gb=peak_memory_gb(self.parts.device),
@@ -276,11 +300,16 @@ class Loop:
         if self.state.number in self.checkpoints.steps():
             return
         self.folder.sync()
-        weights = checkpoint.trainable_parameters(self.parts.policy.model)
+        trainer = self.trainer
         self.checkpoints.save(
             self.state.number,
-            weights=weights,
-            optimizer={} if self.optimizer is None else checkpoint.optimizer_tensors(self.optimizer, weights),
+            weights=checkpoint.trainable_parameters(self.parts.policy.model),
+            optimizer={}
+            if trainer is None
+            else checkpoint.optimizer_tensors(trainer.optimizer, trainer.parameters()),
+            values={}
+            if trainer is None or trainer.value is None
+            else checkpoint.trainable_parameters(trainer.value),
             state={
                 "run": self.state.to_json(),
                 "offsets": self.folder.offsets(),
@@ -298,7 +327,7 @@ class Loop:
         self.folder.cut_back(found.state["offsets"])
         self.state = RunState.from_json(found.state["run"])
         checkpoint.load_parameters(self.parts.policy.model, found.weights)
-        self._restored_optimizer = found.optimizer
+        self._restored = found
         former = found.state["fingerprint"]
         for name, value in self.parts.fingerprint.items():
             if former.get(name) != value:
@@ -320,34 +349,11 @@ class Loop:
             cursor.restore(self.state.cursors[phase.stage])
         return cursor
 
-    def open_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        """AdamW, fresh at the start of a phase."""
-        weights = checkpoint.trainable_parameters(self.parts.policy.model)
-        optimizer = torch.optim.AdamW(
-            weights.values(),
-            lr=phase.optimizer.learning_rate,
-            betas=phase.optimizer.betas,
-            eps=phase.optimizer.epsilon,
-            weight_decay=phase.optimizer.weight_decay,
-            fused=True,
-        )
-        if self.state.steps.get(phase.stage, 0):
-            checkpoint.load_optimizer_tensors(optimizer, weights, self._restored_optimizer)
-        self._restored_optimizer = {}
-        return optimizer
-
-    def open_anchor(self, phase: Phase) -> PolicyForward | None:
-        """A frozen copy of the model that training starts with, where KL to it is penalised or reported."""
-        penalised = isinstance(phase.settings, GRPO) and phase.settings.kl.coefficient != 0
-        if phase.stage is not Stage.TRAIN or not (penalised or self.config.report.kl_every):
-            return None
-        policy = self.parts.policy
-        if self.state.steps.get(phase.stage, 0):
-            weights = self.checkpoints.load_anchor()
-        else:
-            weights = {name: tensor.detach().clone() for name, tensor in plain_state(policy).items()}
-            self.checkpoints.save_anchor(weights)
-        return build_forward(frozen_copy(policy, weights), self.parts.forward.precision)
+    @property
+    def trainer_of_phase(self) -> Trainer:
+        """What trains now."""
+        assert self.trainer is not None
+        return self.trainer
 
     def make_room(self) -> None:
         """Between sampling and the update: neither needs the other's memory."""
@@ -361,17 +367,6 @@ class Loop:
         assert engine is not None
         if engine.version != self.state.number:
             engine.load_weights(plain_state(self.parts.policy), self.state.number)
-
-    def learning_rate(self, phase: Phase, number: int) -> float:
-        """Of step `number`, the first being 1."""
-        return learning_rate_at(
-            number - 1,
-            steps=phase.steps,
-            peak=phase.optimizer.learning_rate,
-            schedule=phase.optimizer.schedule,
-            warmup_steps=phase.optimizer.warmup_steps,
-            final_fraction=phase.optimizer.final_fraction,
-        )
 
     def on_tokens(self, tokens: int) -> None:
         """The engine has drawn so many tokens in this call."""

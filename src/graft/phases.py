@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from graft.config import GRPO, SFT, Optimizer, RunConfig
+from graft.algorithm_settings import SFT, AlgorithmSettings
+from graft.config import Optimizer, RunConfig
 from graft.report.metrics import Moment, Stage
 
 
@@ -14,7 +15,7 @@ class Phase:
     """One of them, as plain values."""
 
     stage: Stage
-    settings: GRPO | SFT
+    settings: AlgorithmSettings
     optimizer: Optimizer
     rows_per_step: int
     steps: int

@@ -8,11 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from graft.algorithms import StepCredit
+import numpy as np
+import torch
+
+from graft.collect import Drawn
+from graft.crediting import StepCredit
 from graft.evaluation import Evaluation
+from graft.objective.kl import k3
 from graft.report.metrics import Moment, Stage
 from graft.tree import Tree
-from graft.types import Grade, Prompt, StopReason
+from graft.types import Appraisal, Grade, StopReason
 from graft.update.step import StepResult
 
 
@@ -23,9 +28,15 @@ class Step:
     number: int
     """The first is 1."""
 
-    prompts: Sequence[Prompt] = ()
     trees: Sequence[Tree] = ()
     grades: Sequence[Mapping[int, Grade]] = ()
+    discarded: Drawn = field(default_factory=Drawn)
+    """What was sampled and does not train."""
+
+    rounds: int = 1
+    """Rounds of sampling."""
+
+    appraisals: Sequence[Appraisal] = ()
     credit: StepCredit | None = None
     result: StepResult | None = None
     kl_to_initial: float | None = None
@@ -34,10 +45,15 @@ class Step:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Measure a part of the step."""
+        """Measure a part of the step; several times add up."""
         began = time.perf_counter()
         yield
-        self.seconds[part] = time.perf_counter() - began
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the engine drew, also for what was discarded."""
+        return sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
 
 
 @contextmanager
@@ -73,9 +89,11 @@ def step_record(
     }
     if not step.grades:
         return record
+    facts = {} if step.credit is None else step.credit.facts
     return (
         record
         | step.result.facts
+        | dict(facts)
         | _sampling_metrics(step, threshold)
         | {
             "kl_to_initial": step.kl_to_initial,
@@ -88,10 +106,10 @@ def step_record(
 
 
 def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
-    grades = [grade for own in step.grades for grade in own.values()]
+    grades = [grade for own in (*step.grades, *step.discarded.grades) for grade in own.values()]
     scores = [grade.score for grade in grades if grade.score is not None]
-    leaves = [(tree, leaf) for tree in step.trees for leaf in tree.leaves()]
-    sampled = sum(tree.sampled_tokens for tree in step.trees)
+    leaves = [(tree, leaf) for tree in (*step.trees, *step.discarded.trees) for leaf in tree.leaves()]
+    sampled = step.sampled_tokens
     truncated = sum(tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in leaves)
     metrics: dict[str, object] = {
         "grades_failed": sum(grade.failed for grade in grades),
@@ -107,6 +125,10 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
         metrics["solved_share"] = sum(s >= threshold for s in scores) / len(scores)
     if step.credit is not None and step.credit.groups:
         metrics["groups_with_signal"] = step.credit.groups_with_signal / step.credit.groups
+    if step.discarded.trees or step.rounds > 1:
+        metrics["sampling_rounds"] = step.rounds
+        metrics["groups_discarded"] = len(step.discarded.trees)
+        metrics["tokens_discarded"] = step.discarded.sampled_tokens
     metrics |= {f"part_{name}_mean": mean for name, mean in _part_means(grades).items()}
     faults = Counter(str(fault) for grade in grades for fault in grade.faults)
     metrics |= {f"grading_{fault}_count": count for fault, count in sorted(faults.items())}
@@ -115,6 +137,17 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
         metrics["judge_prompt_tokens"] = sum(tokens.prompt for tokens in usage)
         metrics["judge_completion_tokens"] = sum(tokens.completion for tokens in usage)
     return metrics
+
+
+def mean_kl(appraisals: Sequence[Appraisal]) -> float | None:
+    """KL of the policy that sampled to its anchor, k3 over the appraised tokens; None where there are none."""
+    pairs = [
+        (own.old_logprobs[node], anchor) for own in appraisals for node, anchor in own.anchor_logprobs.items()
+    ]
+    if not pairs:
+        return None
+    old, anchor = (torch.from_numpy(np.concatenate(each)).double() for each in zip(*pairs, strict=True))
+    return float(k3(old, anchor).mean())
 
 
 def _part_means(grades: Sequence[Grade]) -> dict[str, float]:

@@ -19,9 +19,10 @@ from statistics import median
 import numpy as np
 import torch
 
+from graft.algorithm_settings import SFT, Sampled
 from graft.algorithms import ALGORITHMS
 from graft.assemble import Parts, assemble, build_forward, frozen_copy, load_worked
-from graft.config import GRPO, SFT, RunConfig
+from graft.config import RunConfig
 from graft.data.worked import worked_trees
 from graft.estimate import Estimate, Facts, Memory, Sampling, Speeds, Workload, decode_costs, estimate
 from graft.grading.beside import GradingBeside
@@ -34,7 +35,7 @@ from graft.runs import check_grader
 from graft.tree import Tree
 from graft.types import Credit, Prompt, Purpose, StopReason
 from graft.update.packing import MicroBatch, pack
-from graft.update.step import optimise, score_batches
+from graft.update.step import POLICY, optimise, policy_loss
 from graft.workload import PHASE_NAMES, has_anchor, largest_microbatch, plan_work, scorings, trained_share
 
 SAMPLING_SECONDS = 12.0
@@ -151,8 +152,8 @@ def _try_sampling(parts: Parts, phase: Phase) -> _Sampled:
     assert parts.engine is not None
     assert parts.grader is not None
     config = parts.config
-    drawn = isinstance(phase.settings, GRPO)
-    group = phase.settings.group_size if isinstance(phase.settings, GRPO) else config.evaluation.samples
+    drawn = isinstance(phase.settings, Sampled)
+    group = phase.settings.group_size if isinstance(phase.settings, Sampled) else config.evaluation.samples
     available = parts.train[: phase.rows_per_step] if drawn else parts.held_out or parts.train
     slots = min(config.rollout.slots, len(available) * group)
     prompts = available[: -(-slots // group)]
@@ -255,7 +256,8 @@ def _try_update(parts: Parts, phases: Sequence[Phase], sampled: Sequence[Tree]) 
         weights = {name: tensor.detach().clone() for name, tensor in plain_state(parts.policy).items()}
         anchor = build_forward(frozen_copy(parts.policy, weights), parts.forward.precision)
         anchor_bytes = _bytes_of(parts.policy.plain.parameters())
-    optimizer = torch.optim.AdamW(trainable(parts.policy).values(), lr=0.0, fused=True)
+    group = {"name": POLICY, "params": list(trainable(parts.policy).values())}
+    optimizer = torch.optim.AdamW([group], lr=0.0, fused=True)
     _optimise(parts, phases[0], optimizer, batches[0][0])  # makes room for gradients and moments
     tokens: dict[str, float] = {}
     rests: list[float] = []
@@ -274,7 +276,8 @@ def _try_update(parts: Parts, phases: Sequence[Phase], sampled: Sequence[Tree]) 
     if scorings(parts.config, phases[-1]):
         batch = batches[-1][0]
         began = time.perf_counter()
-        score_batches(anchor or parts.forward, [batch], temperature=parts.config.sampling.temperature)
+        with torch.no_grad():
+            (anchor or parts.forward)(batch, temperature=parts.config.sampling.temperature)
         scoring = (time.perf_counter() - began) / len(batch.tokens)
     largest = max(len(batch.tokens) for own in batches for batch in own)
     return _Updated(tokens, scoring, median(rests), anchor_bytes, largest)
@@ -293,16 +296,19 @@ def _optimise(
     marks: list[float] = []
     algorithm, settings = ALGORITHMS[phase.settings.name], phase.settings
     old = torch.zeros_like(batch.weights, dtype=torch.float32)
-    began = time.perf_counter()
-    optimise(
+    loss = policy_loss(
         parts.forward,
-        optimizer,
-        [batch],
         lambda tokens: algorithm.loss(replace(tokens, anchor_logprobs=old), settings),
         temperature=parts.config.sampling.temperature,
+        entropy_gradient=isinstance(settings, Sampled) and settings.entropy.coefficient != 0,
+    )
+    began = time.perf_counter()
+    optimise(
+        loss,
+        optimizer,
+        [batch],
         max_gradient_norm=phase.optimizer.max_gradient_norm,
-        learning_rate=0.0,
-        entropy_gradient=isinstance(settings, GRPO) and settings.entropy.coefficient != 0,
+        learning_rates={POLICY: 0.0},
         progress=lambda _: marks.append(time.perf_counter() - began),
     )
     return marks[0], time.perf_counter() - began - marks[0]

@@ -166,18 +166,42 @@ class Grade:
         return self.score is None or self.outcome in OUR_FAULT
 
 
+Values = Mapping[int, npt.NDArray[np.float32]]
+"""Node id -> one number for each token of the node."""
+
+Weights = Mapping[int, npt.NDArray[np.float64]]
+"""Node id -> share of each token of the node in the loss of a whole optimiser step."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Appraisal:
+    """What networks that stay as they are during a step say of one tree's tokens. Empty: not asked."""
+
+    old_logprobs: Values = field(default_factory=dict)
+    """Of the policy that sampled, by the trainer's own forward pass, nats."""
+
+    anchor_logprobs: Values = field(default_factory=dict)
+    """Of the KL anchor, nats."""
+
+    old_values: Values = field(default_factory=dict)
+    """Of the value model: the value of the state before each token."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Credit:
-    """What one tree's tokens are trained on. Nodes that are not named here do not train.
+    """What one tree's tokens are trained on. Nodes that are not named in `weights` do not train."""
 
-    Both maps go from node id to an array `[tokens of the node]`.
-    """
-
-    advantages: Mapping[int, npt.NDArray[np.float32]]
+    advantages: Values
     """Positive means "more of this"."""
 
-    weights: Mapping[int, npt.NDArray[np.float64]]
+    weights: Weights
     """Share of each token in the loss of the whole optimiser step: the reduction, denominators included."""
+
+    value_targets: Values = field(default_factory=dict)
+    """What the value of the state before each token is trained towards."""
+
+    value_weights: Weights = field(default_factory=dict)
+    """The same shares for the value loss; 0 at a token whose state is not a state of the method."""
 
 
 class Grader(Protocol):

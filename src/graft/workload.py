@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graft.config import GRPO, RunConfig
+from graft.algorithm_settings import Sampled
+from graft.config import RunConfig
 from graft.estimate import EvaluationWork, PhaseWork, Sampling, Workload, share_with_signal
 from graft.phases import Phase
 from graft.report.metrics import Moment, Stage
@@ -46,7 +47,7 @@ def plan_work(
     works, measured = [], [(MOMENT_NAMES[Moment.BEFORE], 1, held_out, sampled)]
     lengths = sampled
     for phase in phases:
-        drawn = isinstance(phase.settings, GRPO)
+        drawn = isinstance(phase.settings, Sampled)
         if not drawn and worked is not None:
             lengths = worked
         works.append(
@@ -55,12 +56,12 @@ def plan_work(
                 steps=phase.steps,
                 batch=Sampling(
                     prompts=phase.rows_per_step,
-                    samples=phase.settings.group_size if isinstance(phase.settings, GRPO) else 1,
+                    samples=phase.settings.group_size if isinstance(phase.settings, Sampled) else 1,
                     prompt_tokens=prompt_tokens,
                     lengths=lengths,
                 ),
                 drawn=drawn,
-                updates=phase.settings.updates_per_batch if isinstance(phase.settings, GRPO) else 1,
+                updates=phase.settings.updates if isinstance(phase.settings, Sampled) else 1,
                 scorings=scorings(config, phase),
                 trained_share=trained_share if drawn else 1.0,
             )
@@ -88,13 +89,13 @@ def plan_work(
 
 def scorings(config: RunConfig, phase: Phase) -> float:
     """Forward passes without gradient over a step's batch, on average: the loop's `score`."""
-    if not isinstance(phase.settings, GRPO):
+    if not isinstance(phase.settings, Sampled):
         return 0.0
     reported = 0.0
     if phase.stage is Stage.TRAIN and config.report.kl_every:
         reported = (phase.steps // config.report.kl_every) / phase.steps
     penalised = phase.settings.kl.coefficient != 0
-    needs_old = phase.settings.updates_per_batch > 1
+    needs_old = phase.settings.updates > 1
     return (1.0 if penalised else reported) + (1.0 if needs_old else reported)
 
 
@@ -107,7 +108,7 @@ def trained_share(phases: Sequence[Phase], *, groups: int, with_signal: int) -> 
     """Share of the groups that the update will see. What was sampled tells nothing once a warm start has changed
     the model; KL and entropy in the loss need every group."""
     settings = phases[-1].settings
-    if isinstance(settings, GRPO) and (settings.kl.coefficient or settings.entropy.coefficient):
+    if isinstance(settings, Sampled) and (settings.kl.coefficient or settings.entropy.coefficient):
         return 1.0
     if len(phases) > 1:
         return share_with_signal(0, 0)
@@ -116,7 +117,7 @@ def trained_share(phases: Sequence[Phase], *, groups: int, with_signal: int) -> 
 
 def has_anchor(config: RunConfig, phase: Phase) -> bool:
     """Whether a phase keeps a copy of the weights that it starts with: the loop's `open_anchor`."""
-    penalised = isinstance(phase.settings, GRPO) and phase.settings.kl.coefficient != 0
+    penalised = isinstance(phase.settings, Sampled) and phase.settings.kl.coefficient != 0
     return penalised or config.report.kl_every is not None
 
 

@@ -33,7 +33,8 @@ def test_every_setting_has_a_help_text():
 
 
 def test_json_names_what_the_tree_holds(graft):
-    listed = {entry["name"]: entry for entry in json.loads(graft("settings", "--json").out)}
+    entries = json.loads(graft("settings", "--json").out)
+    listed = {entry["name"]: entry for entry in reversed(entries)}  # of several algorithms the first, grpo
     assert set(RunConfig.model_fields) & set(listed) == {"run", "base", "seed", "grader"}
     assert listed["optimizer.learning_rate"]["default"] == "1e-06"
     assert listed["warm_start.optimizer.learning_rate"]["default"] == "2e-05"  # its own, not the section's

@@ -1,6 +1,6 @@
 """Helper program of `test_kill_and_resume.py`: runs a tiny training and kills it at random moments.
 
-    python -m tests.state.kill_and_resume MODEL_FOLDER WORK_FOLDER KILLS ENGINE ADAPTER
+    python -m tests.state.kill_and_resume MODEL_FOLDER WORK_FOLDER KILLS ENGINE ADAPTER ALGORITHM
 
 Prints one JSON line: how many kills fell into which part of the run, and the first difference found between any
 killed and resumed run and the undisturbed one (null if there is none).
@@ -59,14 +59,34 @@ class MarkedLoop(Loop):
         super().save()
 
 
-def settings(model: str, work: str, engine: str, adapter: bool) -> dict:
+ALGORITHMS = {
+    "grpo": {"name": "grpo", "group_size": 4, "updates_per_batch": 2, "kl": {"coefficient": 0.01}},
+    "reinforce": {"name": "reinforce"},
+    "dapo": {"name": "dapo", "group_size": 2, "max_sampling_rounds": 3, "overlong": {"mask": True}},
+    "ppo": {
+        "name": "ppo",
+        "group_size": 2,
+        "updates_per_batch": 2,
+        "minibatches": 2,
+        "kl": {"coefficient": 0.1, "target": 0.05, "horizon": 20},
+        "value": {"warmup_steps": 2, "learning_rate": 1e-2},
+    },
+    "ppo-separate": {
+        "name": "ppo",
+        "group_size": 2,
+        "value": {"trunk": "separate", "update": "after_policy", "learning_rate": 1e-3},
+    },
+}
+
+
+def settings(model: str, work: str, engine: str, adapter: bool, algorithm: str) -> dict:
     return {
         "run": "unset",
         "base": work,
         "model": {"name": model, **({"adapter": {"rank": 4}} if adapter else {})},
         "data": {"source": "rows.jsonl", "held_out": 4},
         "grader": {"type": "function", "function": "grader.py:reward"},
-        "algorithm": {"name": "grpo", "group_size": 4, "updates_per_batch": 2, "kl": {"coefficient": 0.01}},
+        "algorithm": ALGORITHMS[algorithm],
         "sampling": {"max_new_tokens": 16},
         "rollout": {"engine": engine, "slots": 6},
         "training": {"prompts_per_step": 3, "steps": 6, "microbatch_tokens": 64},
@@ -78,12 +98,12 @@ def settings(model: str, work: str, engine: str, adapter: bool) -> dict:
     }
 
 
-def write_task(work: Path) -> None:
+def write_task(work: Path, grades: int) -> None:
     rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(1, 6) for b in range(1, 6)]
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (work / "grader.py").write_text(
         "def reward(completion, item):\n"
-        "    return (sum(map(ord, completion)) % 7) / 7\n"
+        f"    return (sum(map(ord, completion)) % {grades}) / {grades}\n"
         "def worked(item):\n"
         "    return 'the answer is ' + item['answer']\n"
     )
@@ -182,10 +202,10 @@ def difference(one: Path, other: Path) -> str | None:
     return None
 
 
-def main(model: str, work: str, kills: str, engine: str, adapter: str) -> None:
+def main(model: str, work: str, kills: str, engine: str, adapter: str, algorithm: str) -> None:
     folder = Path(work)
-    write_task(folder)
-    config = settings(model, work, engine, adapter == "adapter")
+    write_task(folder, 2 if algorithm == "dapo" else 7)  # two: many groups without signal, drawn anew
+    config = settings(model, work, engine, adapter == "adapter", algorithm)
     longest = finish(*fork(config, folder / "undisturbed"))
     rng = random.Random(0)
     counts = dict.fromkeys(PARTS, 0)

@@ -12,8 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("engine", "adapter", "kills"), [("auto", "full", 20), ("generic", "adapter", 4)])
-def test_every_killed_run_ends_in_the_same_bits(tiny_model_folder, tmp_path, engine, adapter, kills):
+@pytest.mark.parametrize(
+    ("engine", "adapter", "algorithm", "kills"),
+    [
+        ("auto", "full", "grpo", 20),
+        ("generic", "adapter", "grpo", 4),
+        ("auto", "full", "ppo", 6),
+        ("auto", "full", "ppo-separate", 4),
+        ("auto", "full", "dapo", 4),
+        ("auto", "full", "reinforce", 3),
+    ],
+)
+def test_every_killed_run_ends_in_the_same_bits(
+    tiny_model_folder, tmp_path, engine, adapter, algorithm, kills
+):
     done = subprocess.run(
         [
             sys.executable,
@@ -24,6 +36,7 @@ def test_every_killed_run_ends_in_the_same_bits(tiny_model_folder, tmp_path, eng
             str(kills),
             engine,
             adapter,
+            algorithm,
         ],
         cwd=ROOT,
         capture_output=True,

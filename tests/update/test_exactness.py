@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from graft.algorithms import ALGORITHMS, TokenBatch
-from graft.config import GRPO, SFT, Clip
+from graft.algorithm_settings import GRPO, SFT, TokenClip
+from graft.algorithms import ALGORITHMS
+from graft.losses import TokenBatch
 from graft.tree import Kind, Tree
 from graft.types import Credit, Grade, Prompt
 from graft.update.packing import MicroBatch, pack
@@ -47,8 +48,10 @@ def packed_loss(model, batches: list[MicroBatch], *, old) -> tuple[float, Tensor
     for batch in batches:
         scores = forward(batch, temperature=0.8, entropy_gradient=True)
         before = torch.cat([old[w.tree, w.node] for w in batch.slices])
-        tokens = TokenBatch(scores.logprobs, scores.entropies, before, before, None, batch.advantages)
-        settings = GRPO(clip=Clip(low=0.2, high=0.3))
+        tokens = TokenBatch(
+            scores.logprobs, scores.entropies, before, before, None, batch.advantages, batch.nodes
+        )
+        settings = GRPO(clip=TokenClip(low=0.2, high=0.3))
         loss = (ALGORITHMS["grpo"].loss(tokens, settings).per_token * batch.weights).sum()
         loss = loss - 0.01 * (scores.entropies * batch.weights).sum()
         loss.backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,13 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-from graft.algorithms import TokenBatch, TokenLoss, loss_clipped
-from graft.config import GRPO, Clip
+from graft.algorithm_settings import GRPO, TokenClip
 from graft.errors import DivergenceError
+from graft.losses import TokenBatch, TokenLoss, loss_clipped
 from graft.update.kept_rows import forbid_
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward, Precision
-from graft.update.step import StepResult, clip_gradients, learning_rate_at, optimise, score_batches
+from graft.update.step import (
+    POLICY,
+    StepResult,
+    clip_gradients,
+    learning_rate_at,
+    optimise,
+    policy_loss,
+)
 from tests.trees import random_credit, random_group, truncated
 from tests.update.test_exactness import load
 
@@ -99,20 +107,39 @@ def make_batches(budget: int, *, seed: int = 0) -> list[MicroBatch]:
 
 
 def clipped(tokens: TokenBatch) -> TokenLoss:
-    return loss_clipped(tokens, GRPO(clip=Clip(low=0.2, high=0.3)))
+    return loss_clipped(tokens, GRPO(clip=TokenClip(low=0.2, high=0.3)))
 
 
-def step(forward: PolicyForward, batches: Sequence[MicroBatch], **changes) -> StepResult:
+def step(
+    forward: PolicyForward,
+    batches: Sequence[MicroBatch],
+    *,
+    loss=clipped,
+    learning_rate: float = 1.0,
+    old_logprobs: Sequence[torch.Tensor] | None = None,
+    anchor_logprobs: Sequence[torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    entropy_gradient: bool = False,
+    max_gradient_norm: float = 0.0,
+    **changes,
+) -> StepResult:
     """One step of SGD, from which the gradient can be read."""
-    asked = {
-        "temperature": 0.8,
-        "max_gradient_norm": 0.0,
-        "learning_rate": 1.0,
-        "loss": clipped,
+    if old_logprobs is not None:
+        batches = [replace(b, old_logprobs=own) for b, own in zip(batches, old_logprobs, strict=True)]
+    if anchor_logprobs is not None:
+        batches = [replace(b, anchor_logprobs=own) for b, own in zip(batches, anchor_logprobs, strict=True)]
+    return optimise(
+        policy_loss(forward, loss, temperature=0.8, entropy_gradient=entropy_gradient),
+        optimizer or torch.optim.SGD(policy_group(forward.model), lr=123.0),
+        batches,
+        max_gradient_norm=max_gradient_norm,
+        learning_rates={POLICY: learning_rate},
         **changes,
-    }
-    optimizer = asked.pop("optimizer", None) or torch.optim.SGD(forward.model.parameters(), lr=123.0)
-    return optimise(forward, optimizer, batches, asked.pop("loss"), **asked)
+    )
+
+
+def policy_group(model: nn.Module) -> list[dict[str, object]]:
+    return [{"name": POLICY, "params": list(model.parameters())}]
 
 
 def weights(forward: PolicyForward) -> torch.Tensor:
@@ -180,7 +207,8 @@ def test_no_cutting_into_micro_batches_changes_the_step(forward, tiny_model_fold
 
 
 def _old(forward: PolicyForward, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
-    return score_batches(forward, batches, temperature=0.8)
+    with torch.no_grad():
+        return [forward(batch, temperature=0.8).logprobs for batch in batches]
 
 
 def test_facts_by_hand(forward):
@@ -255,7 +283,7 @@ def test_entropies_train_only_where_asked(forward):
 
 def test_a_step_without_signal_moves_weights_by_momentum(forward):
     """Two identical gradients g, then none: with momentum 0.5 the third step is lr (0.5 · 1.5 g)."""
-    optimizer = torch.optim.SGD(forward.model.parameters(), lr=1.0, momentum=0.5)
+    optimizer = torch.optim.SGD(policy_group(forward.model), lr=1.0, momentum=0.5)
     at = [weights(forward)]
     for batches in (make_batches(1000), [], []):
         result = step(forward, batches, optimizer=optimizer, learning_rate=0.1)
@@ -264,7 +292,7 @@ def test_a_step_without_signal_moves_weights_by_momentum(forward):
     assert steps[0].norm() > 0
     torch.testing.assert_close(steps[1], 0.5 * steps[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(steps[2], 0.25 * steps[0], rtol=1e-9, atol=1e-12)
-    assert result == StepResult(loss=0.0, gradient_norm=0.0, tokens_trained=0, tokens_computed=0, facts={})
+    assert result == StepResult(loss=0.0, gradient_norm=0.0, tokens_trained=0, tokens_computed=0)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +317,7 @@ def test_what_is_not_finite_stops_before_the_weights_move(forward, spoil, messag
             return healthy
         return TokenLoss(healthy.per_token + spoil(tokens.logprobs), healthy.facts)
 
-    optimizer = torch.optim.AdamW(forward.model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(policy_group(forward.model), lr=1e-3)
     step(forward, batches, optimizer=optimizer, learning_rate=1e-3)
     before = weights(forward)
     moments = {i: s["exp_avg"].clone() for i, s in enumerate(optimizer.state.values())}
@@ -319,11 +347,3 @@ def test_progress_is_told_of_every_micro_batch(forward):
     told: list[int] = []
     step(forward, batches, progress=told.append)
     assert told == [len(b.tokens) for b in batches]
-
-
-def test_scores_carry_no_gradient(forward):
-    batches = make_batches(40)
-    scores = score_batches(forward, batches, temperature=0.8)
-    assert [len(own) for own in scores] == [len(b.predictions) for b in batches]
-    assert not any(own.requires_grad for own in scores)
-    assert score_batches(forward, [], temperature=0.8) == []

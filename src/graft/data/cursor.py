@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,14 @@ class PromptCursor:
         self._shuffle = shuffle
         self._epochs = epochs
         self._taken = 0
+        self._returned: list[int] = []
         self._order_epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     @property
     def taken(self) -> int:
-        """Positions dealt out so far, over all epochs."""
-        return self._taken
+        """Positions dealt out so far, over all epochs, those put back not counted."""
+        return self._taken - len(self._returned)
 
     @property
     def epoch(self) -> int:
@@ -53,15 +54,15 @@ class PromptCursor:
     @property
     def remaining(self) -> int | None:
         """Positions left before exhaustion; None: no end."""
-        return None if self._epochs is None else max(0, self._epochs * self._count - self._taken)
+        return None if self._epochs is None else max(0, self._epochs * self._count - self.taken)
 
     def take(self, n: int) -> list[int]:
         """The next n positions in 0..count-1; fewer when the epochs run out, and none after that."""
         if n < 0:
             raise ConfigError(f"cannot take {n} rows; wants 0 or more.")
         left = self.remaining
-        positions: list[int] = []
         wanted = n if left is None else min(n, left)
+        positions, self._returned = self._returned[:wanted], self._returned[wanted:]
         while len(positions) < wanted:
             start = self._taken % self._count
             part = self._epoch_order(self.epoch)[start : start + wanted - len(positions)]
@@ -69,9 +70,19 @@ class PromptCursor:
             self._taken += len(part)
         return positions
 
+    def put_back(self, positions: Sequence[int]) -> None:
+        """Positions that were taken and not used: they come next, in this order."""
+        self._returned = [*positions, *self._returned]
+
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON values."""
-        return {"taken": self._taken, "count": self._count, "seed": self._seed, "shuffle": self._shuffle}
+        return {
+            "taken": self._taken,
+            "returned": list(self._returned),
+            "count": self._count,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where another cursor over the same rows stood. The number of epochs may have changed since.
@@ -93,6 +104,7 @@ class PromptCursor:
                 "run began with."
             )
         self._taken = taken
+        self._returned = list(state.get("returned", ()))
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if epoch != self._order_epoch:

@@ -42,7 +42,7 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def adapted_coefficient(
-    coefficient: float, *, measured: float, target: float, horizon: float, samples: int
+    coefficient: float, *, measured: float, target: float, horizon: int, samples: int
 ) -> float:
     """β for the next batch, of a KL penalty in the reward that is to stay near a target:
 

@@ -126,7 +126,8 @@ def _axis_switch(data: dict[str, Any]) -> str:
 
 def _curves(run: Run, charts: list[dict[str, Any]]) -> str:
     shown = {chart["declared"] for chart in charts}
-    missing = [title for title in chart_titles() if title not in shown]
+    usual = {metric.chart for metric in METRICS.values() if not metric.special}
+    missing = [title for title in chart_titles() if title in usual and title not in shown]
     parts = []
     if charts:
         parts.append(

@@ -55,6 +55,9 @@ class Metric:
     stages: tuple[Stage, ...] = (Stage.TRAIN,)
     """The stages that record it."""
 
+    special: bool = False
+    """Whether only some algorithms have it, so that nobody misses it elsewhere."""
+
     wall_clock: bool = False
     """Whether it is measured on the machine, time or memory, so that repeating the run does not repeat it."""
 
@@ -105,9 +108,24 @@ _DECLARED = (
     Metric(
         "groups_with_signal",
         "share",
-        "Share of groups whose scores are not all equal. The others have no gradient.",
+        "Share of the batch's groups whose rewards are not all equal. The others have no gradient.",
         "Groups with signal",
         "better",
+    ),
+    Metric(
+        "sampling_rounds", "rounds", "Rounds of sampling until the batch was full (`max_sampling_rounds`)."
+    ),
+    Metric(
+        "groups_discarded",
+        "groups",
+        "Groups that dynamic sampling drew and left out of the batch: without signal, or more than were needed.",
+        higher_is="worse",
+    ),
+    Metric("tokens_discarded", "tokens", "Tokens drawn for them.", higher_is="worse"),
+    Metric(
+        "reward_baseline",
+        "score",
+        "REINFORCE's running mean of earlier rewards, which this step's are compared to.",
     ),
     Metric(
         "completion_length_mean",
@@ -156,6 +174,26 @@ _DECLARED = (
     Metric("learning_rate", "", "Learning rate of the optimiser step.", stages=OPTIMISING),
     Metric("clipped_share", "share", "Share of trained tokens whose gradient the clip stopped."),
     Metric("ratio_max", "", "Largest probability ratio, new policy to old, over the trained tokens."),
+    Metric(
+        "kl_per_completion", "nats", "Mean over completions of the sum of their tokens' k1 to the KL anchor."
+    ),
+    Metric(
+        "kl_coefficient", "", "β, the weight of the KL penalty in the reward, where it follows `kl.target`."
+    ),
+    Metric(
+        "value_loss",
+        "",
+        "Mean over states of the value loss, not yet times `value.coefficient`.",
+    ),
+    Metric("value_clipped_share", "share", "Share of states whose value gradient the clip stopped."),
+    Metric(
+        "value_explained_variance",
+        "share",
+        "1 − Var(target − value) / Var(target) at sampling: 1 is a perfect value model, 0 no better than a constant.",
+        "Value model",
+        "better",
+        special=True,
+    ),
     Metric(
         "kl_to_initial",
         "nats/token",

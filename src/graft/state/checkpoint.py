@@ -2,6 +2,7 @@
 
     checkpoints/step-000040/weights.safetensors     trainable parameters, in the optimiser's own precision
                             optimizer.safetensors   moments and step counts
+                            values.safetensors      the value model, where there is one
                             state.json              where the run stands; file offsets; machine fingerprint
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so a folder called `step-…` is always
@@ -41,6 +42,8 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    values: Mapping[str, Tensor]
+    """Parameters of the value model; empty where there is none."""
 
 
 class Checkpoints:
@@ -70,6 +73,7 @@ class Checkpoints:
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
         score: float | None,
+        values: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write a checkpoint and remove those that need not be kept.
 
@@ -79,6 +83,7 @@ class Checkpoints:
             optimizer: see `optimizer_tensors`.
             state: JSON: where the run stands.
             score: latest held-out score, for `keep_best`.
+            values: parameters of the value model, where there is one.
 
         Raises:
             ResourceError: the disk is full; earlier checkpoints are intact.
@@ -92,6 +97,8 @@ class Checkpoints:
                 temporary.mkdir()
                 _save_tensors(weights, temporary / "weights.safetensors")
                 _save_tensors(optimizer, temporary / "optimizer.safetensors")
+                if values:
+                    _save_tensors(values, temporary / "values.safetensors")
                 record = {"format": FORMAT, "score": score, **state}
                 (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
                 for file in temporary.iterdir():
@@ -131,11 +138,13 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{folder}: format {state.get('format')}; this version reads format {FORMAT}"
                 )
+            values = folder / "values.safetensors"
             return Checkpoint(
                 number=number,
                 weights=load_file(folder / "weights.safetensors"),
                 optimizer=load_file(folder / "optimizer.safetensors"),
                 state=state,
+                values=load_file(values) if values.exists() else {},
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(

@@ -22,6 +22,9 @@ class RunState:
     measured: list[str] = field(default_factory=list)
     """Moments at which held-out rows were measured in full."""
 
+    carried: dict[str, float] = field(default_factory=dict)
+    """What the algorithm's credit carries from one training step to the next, e.g. a running mean."""
+
     generated_tokens: int = 0
     """Tokens drawn for training so far."""
 

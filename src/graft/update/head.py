@@ -25,6 +25,7 @@ class TokenScores(NamedTuple):
 
     logprobs: Tensor  # fp32 [N], nats of the distribution divided by the temperature
     entropies: Tensor  # fp32 [N], nats; of the same distribution
+    values: Tensor | None = None  # fp32 [N], of the state before the token; None: there is no value model
 
 
 class RunningSoftmax(NamedTuple):

@@ -7,8 +7,9 @@ all that attention needs to know. The last token of a leaf predicts nothing and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from graft.kept import KeptTokens
 from graft.tree import Node, Tree
-from graft.types import Credit
+from graft.types import Appraisal, Credit
 from graft.update.kept_rows import KeptRows
 from graft.update.prefixes import MergedPrefixes
 
@@ -53,32 +54,34 @@ class MicroBatch:
     predictors: Tensor  # int64 [U]: row index of the hidden state that predicts
     targets: Tensor  # int64 [U]: the token ids that are predicted
     predictions: Tensor  # int64 [N]: the prediction of each trained token
+    nodes: Tensor  # int64 [N]: index in `slices` of each trained token's node
     engine_logprobs: Tensor  # fp32 [N], nats; 0 where nothing was sampled
     advantages: Tensor  # fp32 [N]
     weights: Tensor  # fp64 [N]: share of each token in the step's loss
     slices: tuple[TokenSlice, ...]
     kept: KeptRows | None = None  # what could have been drawn at each of the U predictions; None: everything
+    old_logprobs: Tensor | None = None  # fp32 [N], nats; this and the next two as in `Appraisal`
+    anchor_logprobs: Tensor | None = None  # fp32 [N], nats
+    old_values: Tensor | None = None  # fp32 [N]
+    value_targets: Tensor | None = None  # fp32 [N]; this and the next as in `Credit`
+    value_weights: Tensor | None = None  # fp64 [N]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in (
-                "tokens",
-                "positions",
-                "predictors",
-                "targets",
-                "predictions",
-                "engine_logprobs",
-                "advantages",
-                "weights",
-            )
-        }
-        kept = None if self.kept is None else self.kept.to(device)
-        return MicroBatch(spans=self.spans, slices=self.slices, kept=kept, **moved)
+        moved: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, Tensor | KeptRows):
+                moved[name] = value.to(device)
+        return MicroBatch(**moved)
 
 
-def pack(trees: Sequence[Tree], credits: Sequence[Credit], *, token_budget: int) -> list[MicroBatch]:
+def pack(
+    trees: Sequence[Tree],
+    credits: Sequence[Credit],
+    *,
+    token_budget: int,
+    appraisals: Sequence[Appraisal] | None = None,
+) -> list[MicroBatch]:
     """Pack the trained nodes of all trees, each beginning once, into micro-batches of about `token_budget` tokens.
 
     Nodes without credit and without credited descendants are left out, so a group without signal costs
@@ -89,15 +92,17 @@ def pack(trees: Sequence[Tree], credits: Sequence[Credit], *, token_budget: int)
         trees: what was sampled.
         credits: one for each tree.
         token_budget: tokens a micro-batch may hold; a single path longer than it is a micro-batch of its own.
+        appraisals: one for each tree; what they hold, they hold for every trained node.
     """
     batches: list[MicroBatch] = []
     builder = _Builder()
-    for index, (tree, credit) in enumerate(zip(trees, credits, strict=True)):
+    appraised = [Appraisal()] * len(trees) if appraisals is None else appraisals
+    for index, (tree, credit, appraisal) in enumerate(zip(trees, credits, appraised, strict=True)):
         for piece in _pieces(tree, credit.weights, token_budget):
             if builder.length and builder.length + piece.prefixes.length > token_budget:
                 batches.append(builder.build())
                 builder = _Builder()
-            builder.add(index, tree, credit, piece)
+            builder.add(index, tree, credit, appraisal, piece)
     if builder.length:
         batches.append(builder.build())
     return batches
@@ -147,9 +152,9 @@ class _Builder:
         self._targets: list[int] = []
         self._firsts: list[tuple[Node, int]] = []  # for each prediction, one trained token that has it
         self._predictions: list[int] = []
-        self._trained: list[tuple[TokenSlice, Node, Credit]] = []
+        self._trained: list[tuple[TokenSlice, Node, Credit, Appraisal]] = []
 
-    def add(self, index: int, tree: Tree, credit: Credit, piece: _Piece) -> None:
+    def add(self, index: int, tree: Tree, credit: Credit, appraisal: Appraisal, piece: _Piece) -> None:
         prefixes = piece.prefixes
         places, spans = prefixes.row()
         row_of = {place: self.length + i for i, place in enumerate(places)}
@@ -168,13 +173,17 @@ class _Builder:
                     self._firsts.append((tree.nodes[node], offset))
                 self._predictions.append(known[place])
             where = TokenSlice(index, node, start, len(self._predictions))
-            self._trained.append((where, tree.nodes[node], credit))
+            self._trained.append((where, tree.nodes[node], credit, appraisal))
 
     def build(self) -> MicroBatch:
         engine = [
             node.engine_logprobs if node.sampled else np.zeros(len(node), dtype=np.float32)
-            for _, node, _ in self._trained
+            for _, node, _, _ in self._trained
         ]
+        weights = self._gather(lambda credit, _: credit.weights, torch.float64)
+        advantages = self._gather(lambda credit, _: credit.advantages, torch.float32)
+        assert weights is not None
+        assert advantages is not None
         return MicroBatch(
             tokens=torch.tensor(self._tokens),
             positions=torch.tensor(self._positions),
@@ -182,12 +191,27 @@ class _Builder:
             predictors=torch.tensor(self._predictors),
             targets=torch.tensor(self._targets),
             predictions=torch.tensor(self._predictions),
+            nodes=torch.tensor([i for i, (w, *_) in enumerate(self._trained) for _ in range(w.start, w.end)]),
             engine_logprobs=_tensor(engine, torch.float32),
-            advantages=_tensor([credit.advantages[w.node] for w, _, credit in self._trained], torch.float32),
-            weights=_tensor([credit.weights[w.node] for w, _, credit in self._trained], torch.float64),
-            slices=tuple(where for where, _, _ in self._trained),
+            advantages=advantages,
+            weights=weights,
+            slices=tuple(where for where, *_ in self._trained),
             kept=_kept_rows(self._firsts),
+            old_logprobs=self._gather(lambda _, own: own.old_logprobs, torch.float32),
+            anchor_logprobs=self._gather(lambda _, own: own.anchor_logprobs, torch.float32),
+            old_values=self._gather(lambda _, own: own.old_values, torch.float32),
+            value_targets=self._gather(lambda credit, _: credit.value_targets, torch.float32),
+            value_weights=self._gather(lambda credit, _: credit.value_weights, torch.float64),
         )
+
+    def _gather(
+        self, of: Callable[[Credit, Appraisal], Mapping[int, np.ndarray]], dtype: torch.dtype
+    ) -> Tensor | None:
+        """One array for all trained tokens; None where nothing is held for any of them."""
+        held = [(of(credit, appraisal), where.node) for where, _, credit, appraisal in self._trained]
+        if not any(own for own, _ in held):
+            return None
+        return _tensor([own[node] for own, node in held], dtype)
 
 
 def _kept_rows(tokens: Sequence[tuple[Node, int]]) -> KeptRows | None:

@@ -16,6 +16,7 @@ from graft.update import attention
 from graft.update.attention import TreeLayout
 from graft.update.head import HeadKernels, NativeHead, TokenScores, TorchHead, score_tokens
 from graft.update.packing import MicroBatch, pack
+from graft.update.value import ValueModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,13 @@ class Precision:
 class PolicyForward:
     """A Hugging Face causal model, split into the body that sees the packed row and its LM head."""
 
-    def __init__(self, model: PreTrainedModel, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, precision: Precision, value: ValueModel | None = None) -> None:
         """Prepare a model for packed rows: switches its attention to `graft_tree`.
 
         Args:
             model: transformers' own module; adapters, if any, sit inside its layers.
             precision: of the matrix products.
+            value: asked for the values of the same states; a trunk of its own must have `graft_tree` attention, too.
 
         Raises:
             ModelError: the LM head has a bias.
@@ -57,6 +59,7 @@ class PolicyForward:
         model.set_attn_implementation(attention.NAME)
         self.model = model
         self.precision = precision
+        self.value = value
         self._body: nn.Module = model.get_decoder()
         head = model.get_output_embeddings()
         if head is None:
@@ -74,26 +77,20 @@ class PolicyForward:
         temperature: float,
         entropy_gradient: bool = False,
     ) -> TokenScores:
-        """Log-probability and entropy of every trained token of the micro-batch, fp32 `[N]`.
+        """Log-probability, entropy and value of every trained token of the micro-batch, fp32 `[N]`.
 
-        Both are of the distribution that the tokens were drawn from: over the kept tokens where it was truncated.
+        The first two are of the distribution that the tokens were drawn from: over the kept tokens where it was
+        truncated.
 
         Args:
             batch: packed trees, on the model's device.
             temperature: that of sampling.
             entropy_gradient: whether entropies train.
         """
-        with self.precision.autocast():
-            hidden = self._body(
-                input_ids=batch.tokens[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                tree_layout=TreeLayout.of(batch.spans),
-            ).last_hidden_state[0]
+        hidden = self._hidden(self._body, batch)
         weight: Tensor = self._head.weight  # pyright: ignore[reportAssignmentType]
         scores = score_tokens(
-            # unlike indexing, whose gradient adds from several threads in any order
-            hidden.index_select(0, batch.predictors),
+            hidden,
             weight,
             batch.targets,
             temperature=temperature,
@@ -101,7 +98,36 @@ class PolicyForward:
             kernels=self.precision.head_kernels(weight),
             kept=batch.kept,
         )
-        return TokenScores(*(each.index_select(0, batch.predictions) for each in scores))
+        return TokenScores(
+            scores.logprobs.index_select(0, batch.predictions),
+            scores.entropies.index_select(0, batch.predictions),
+            None if self.value is None else self._values(self.value, hidden, batch),
+        )
+
+    def values(self, batch: MicroBatch) -> Tensor:
+        """The value of the state before every trained token, fp32 `[N]`. Trains the value model's own parameters
+        alone: a trunk that is shared with the policy gets no gradient."""
+        assert self.value is not None
+        with torch.no_grad():
+            hidden = self._hidden(self._body, batch) if self.value.trunk is None else None
+        return self._values(self.value, hidden, batch)
+
+    def _hidden(self, body: nn.Module, batch: MicroBatch) -> Tensor:
+        """The last hidden states that predict: `[U, width]`."""
+        with self.precision.autocast():
+            hidden = body(
+                input_ids=batch.tokens[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                tree_layout=TreeLayout.of(batch.spans),
+            ).last_hidden_state[0]
+        # unlike indexing, whose gradient adds from several threads in any order
+        return hidden.index_select(0, batch.predictors)
+
+    def _values(self, value: ValueModel, hidden: Tensor | None, batch: MicroBatch) -> Tensor:
+        own = hidden if value.trunk is None else self._hidden(value.trunk, batch)
+        assert own is not None
+        return value(own).index_select(0, batch.predictions)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from graft.algorithms import TokenBatch, TokenLoss
 from graft.errors import DivergenceError
 from graft.objective.reduce import weighted_sum
+from graft.objective.value import value_loss
 from graft.update.packing import MicroBatch
 from graft.update.policy import PolicyForward
+
+POLICY, VALUE = "policy", "value"
+"""Names of the optimiser's groups of parameters."""
 
 
 @dataclass(slots=True)
@@ -25,93 +29,180 @@ class StepResult:
     gradient_norm: float
     tokens_trained: int
     tokens_computed: int
-    facts: dict[str, float] = field(default_factory=dict)
+    means: Mapping[str, float] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Means and maxima."""
+        return {**self.means, **self.maxima}
 
 
-@torch.no_grad()
-def score_batches(
-    forward: PolicyForward, batches: Sequence[MicroBatch], *, temperature: float
-) -> list[Tensor]:
-    """Log-probabilities of the trained tokens under the given weights, without gradient: one tensor a micro-batch."""
-    return [forward(batch, temperature=temperature).logprobs for batch in batches]
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """A micro-batch's share of the step's loss, and what is worth reporting about it."""
+
+    share: Tensor
+    """Scalar; carries the gradient."""
+
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> values to be averaged over the step."""
+
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> values of which the step's largest is reported."""
 
 
-def optimise(
+LossOf = Callable[[MicroBatch], BatchLoss]
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTerm:
+    """The value loss's place in the sum."""
+
+    coefficient: float
+    clip: float
+    """As in `objective.value.value_loss`."""
+
+
+def policy_loss(
     forward: PolicyForward,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[MicroBatch],
     loss: Callable[[TokenBatch], TokenLoss],
     *,
     temperature: float,
-    max_gradient_norm: float,
-    learning_rate: float,
     entropy_gradient: bool = False,
-    old_logprobs: Sequence[Tensor] | None = None,
-    anchor_logprobs: Sequence[Tensor] | None = None,
+    value: ValueTerm | None = None,
+) -> LossOf:
+    """The loss of a micro-batch: that of its tokens, and of its states where a value model trains with the policy.
+
+    Args:
+        forward: the policy.
+        loss: per-token loss from per-token tensors.
+        temperature: that of sampling.
+        entropy_gradient: whether entropies train.
+        value: weight and clip of the value loss; None: no value loss.
+    """
+
+    def loss_of(batch: MicroBatch) -> BatchLoss:
+        scores = forward(batch, temperature=temperature, entropy_gradient=entropy_gradient)
+        # at the first step on a batch the rollout's log-probabilities are the current ones
+        old = scores.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        tokens = TokenBatch(
+            logprobs=scores.logprobs,
+            entropies=scores.entropies,
+            old_logprobs=old,
+            engine_logprobs=batch.engine_logprobs,
+            anchor_logprobs=batch.anchor_logprobs,
+            advantages=batch.advantages,
+            nodes=batch.nodes,
+            values=None if scores.values is None else scores.values.detach(),
+            value_targets=batch.value_targets,
+        )
+        result = loss(tokens)
+        share = weighted_sum(result.per_token, batch.weights)
+        gap = (old - batch.engine_logprobs).abs()
+        means = {"entropy": scores.entropies, "engine_gap_mean": gap, **result.facts}
+        if value is not None and scores.values is not None:
+            own = _value_loss(scores.values, batch, value)
+            share = share + own.share
+            means |= own.means
+        ratio = (scores.logprobs - old).exp()
+        return BatchLoss(share, means, {"engine_gap_max": gap, "ratio_max": ratio})
+
+    return loss_of
+
+
+def value_only_loss(forward: PolicyForward, value: ValueTerm) -> LossOf:
+    """The value loss alone; trains the value model's own parameters."""
+    return lambda batch: _value_loss(forward.values(batch), batch, value)
+
+
+def _value_loss(values: Tensor, batch: MicroBatch, term: ValueTerm) -> BatchLoss:
+    assert batch.value_targets is not None
+    assert batch.value_weights is not None
+    assert batch.old_values is not None
+    own = value_loss(values, batch.old_values, batch.value_targets, clip=term.clip)
+    share = term.coefficient * weighted_sum(own.per_state, batch.value_weights)
+    states = batch.value_weights != 0
+    means = {"value_loss": own.per_state[states], "value_clipped_share": own.was_clipped[states].float()}
+    return BatchLoss(share, means)
+
+
+def optimise(
+    loss_of: LossOf,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[MicroBatch],
+    *,
+    max_gradient_norm: float,
+    learning_rates: Mapping[str, float],
     progress: Callable[[int], None] | None = None,
     where: str = "the step",
 ) -> StepResult:
     """Forward, backward and one step of the optimiser, also when no token trains (momentum still moves).
 
     Args:
-        forward: the policy.
-        optimizer: over its trainable parameters.
+        loss_of: a micro-batch's share of the loss.
+        optimizer: its groups of parameters have names.
         batches: packed trees; their weights are shares of the whole step.
-        loss: per-token loss from per-token tensors.
-        temperature: that of sampling.
-        max_gradient_norm: clip the global norm to it; 0: no clipping.
-        learning_rate: of this step.
-        entropy_gradient: whether entropies train.
-        old_logprobs: of the rollout weights, one tensor a micro-batch; None when this is the first step on the
-            batch, where they are the current ones, detached.
-        anchor_logprobs: of the KL anchor, one tensor a micro-batch.
+        max_gradient_norm: clip the norm of each group's gradient to it; 0: no clipping.
+        learning_rates: group -> learning rate of this step. Groups that are not named stay as they are.
         progress: called after each micro-batch with its tokens.
         where: names the step in an error.
+
+    Returns:
+        its `gradient_norm` is that of the first moving group.
 
     Raises:
         DivergenceError: loss or gradient is not finite. Weights and moments are as they were.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = 0.0
-    means = _TokenMeans()
-    for index, batch in enumerate(batches):
-        scores = forward(batch, temperature=temperature, entropy_gradient=entropy_gradient)
-        old = scores.logprobs.detach() if old_logprobs is None else old_logprobs[index]
-        tokens = TokenBatch(
-            logprobs=scores.logprobs,
-            entropies=scores.entropies,
-            old_logprobs=old,
-            engine_logprobs=batch.engine_logprobs,
-            anchor_logprobs=None if anchor_logprobs is None else anchor_logprobs[index],
-            advantages=batch.advantages,
-        )
-        result = loss(tokens)
-        share = weighted_sum(result.per_token, batch.weights)
-        share.backward()
-        total += float(share.detach())
-        means.add(tokens, result)
+    means = _Means()
+    for batch in batches:
+        own = loss_of(batch)
+        own.share.backward()
+        total += float(own.share.detach())
+        means.add(own)
         if progress is not None:
             progress(len(batch.tokens))
-    norm = clip_gradients(parameters, max_gradient_norm)
-    if not (math.isfinite(total) and math.isfinite(norm)):
+    norms = _clip_groups(optimizer, learning_rates, max_gradient_norm)
+    if not all(math.isfinite(number) for number in (total, *norms)):
         optimizer.zero_grad(set_to_none=True)
-        found = {"loss": total, "gradient_norm": norm}
+        found = {"loss": total, "gradient_norm": next((n for n in norms if not math.isfinite(n)), norms[0])}
         numbers = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
         raise DivergenceError(f"{where}: {' and '.join(numbers)}, so the step was not taken")
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    for parameter in parameters:
-        if parameter.grad is None:  # a step without signal is a step with gradient zero, not a skipped step
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    move(optimizer, learning_rates)
     return StepResult(
         loss=total,
-        gradient_norm=norm,
+        gradient_norm=norms[0],
         tokens_trained=sum(len(b.predictions) for b in batches),
         tokens_computed=sum(len(b.tokens) for b in batches),
-        facts=means.result(),
+        means=means.means(),
+        maxima=means.maxima,
     )
+
+
+def _clip_groups(optimizer: torch.optim.Optimizer, moving: Collection[str], max_norm: float) -> list[float]:
+    return [
+        clip_gradients(group["params"], max_norm)
+        for group in optimizer.param_groups
+        if group["name"] in moving
+    ]
+
+
+def move(optimizer: torch.optim.Optimizer, learning_rates: Mapping[str, float]) -> None:
+    """Step the named groups with their gradients; the others keep parameters and moments. All gradients go."""
+    for group in optimizer.param_groups:
+        moves = group["name"] in learning_rates
+        if moves:
+            group["lr"] = learning_rates[group["name"]]
+        for parameter in group["params"]:
+            if not moves:
+                parameter.grad = None
+            elif (
+                parameter.grad is None
+            ):  # a step without signal is a step with gradient zero, not a skipped one
+                parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
@@ -126,29 +217,23 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     return float(norm)
 
 
-class _TokenMeans:
-    """Means over all trained tokens of a step, and the largest ratio."""
+class _Means:
+    """Means and maxima over a whole step."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._counts: dict[str, int] = defaultdict(int)
         self._sums: dict[str, float] = defaultdict(float)
-        self._maxima: dict[str, float] = {}
+        self.maxima: dict[str, float] = {}
 
-    def add(self, tokens: TokenBatch, loss: TokenLoss) -> None:
-        with torch.no_grad():
-            gap = (tokens.old_logprobs - tokens.engine_logprobs).abs()
-            means = {"entropy": tokens.entropies, "engine_gap_mean": gap, **loss.facts}
-            maxima = {"engine_gap_max": gap, "ratio_max": (tokens.logprobs - tokens.old_logprobs).exp()}
-            self._count += len(gap)
-            for name, values in means.items():
-                self._sums[name] += float(values.detach().double().sum())
-            for name, values in maxima.items():
-                self._maxima[name] = max(self._maxima.get(name, -torch.inf), float(values.max()))
+    def add(self, loss: BatchLoss) -> None:
+        for name, values in loss.means.items():
+            self._counts[name] += len(values)
+            self._sums[name] += float(values.detach().double().sum())
+        for name, values in loss.maxima.items():
+            self.maxima[name] = max(self.maxima.get(name, -torch.inf), float(values.detach().max()))
 
-    def result(self) -> dict[str, float]:
-        if not self._count:
-            return {}
-        return {name: value / self._count for name, value in self._sums.items()} | self._maxima
+    def means(self) -> dict[str, float]:
+        return {name: self._sums[name] / count for name, count in self._counts.items() if count}
 
 
 def learning_rate_at(

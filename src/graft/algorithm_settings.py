@@ -1,0 +1,310 @@
+"""`[algorithm]`: one section class for each row of the table, made of shared parts. Imports no torch.
+
+A class holds what means something to its algorithm and nothing else, so every other key is unknown there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from graft.section import Section
+
+
+class Clip(Section):
+    """How far the probability ratio may move before the gradient stops."""
+
+    low: float = Field(default=0.2, ge=0, lt=1)
+    """The ratio may fall to `1 - low`."""
+
+    high: float = Field(default=0.2, ge=0)
+    """The ratio may rise to `1 + high`."""
+
+
+class TokenClip(Clip):
+    """How far the probability ratio of a token may move before the gradient stops."""
+
+    dual: float | None = Field(default=None, gt=1)
+    """Dual clip: with a negative advantage the loss is at most `dual` times it, whatever the ratio. None: off."""
+
+
+class KL(Section):
+    """Penalty for leaving the anchor, the model that training starts with."""
+
+    coefficient: float = Field(default=0.0, ge=0)
+    """β, the weight of the penalty. At 0 it does not train and costs nothing."""
+
+    place: Literal["loss", "reward"] = "loss"
+    """In the loss of every token, or subtracted from the reward of every token."""
+
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Which estimate of a token's KL enters; see `objective/kl.py` for bias and gradient of each. `k1` belongs in the
+    reward: in the loss its gradient is zero on average."""
+
+    @model_validator(mode="after")
+    def _k1_trains(self) -> KL:
+        if self.place == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "kl.estimator = 'k1' in the loss trains nothing: its gradient has mean zero. Use 'k2' or 'k3', or "
+                "kl.place = 'reward'."
+            )
+        return self
+
+
+class AdaptiveKL(KL):
+    """Penalty for leaving the anchor, by default in the reward; its weight may follow a target."""
+
+    place: Literal["loss", "reward"] = "reward"
+    """In the loss of every token, or subtracted from the reward of every token."""
+
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Which estimate of a token's KL enters; see `objective/kl.py` for bias and gradient of each. `k1` belongs in the
+    reward: in the loss its gradient is zero on average."""
+
+    target: float | None = Field(default=None, gt=0)
+    """KL of a completion (nats) that the weight is steered to; none: it stays at `coefficient`."""
+
+    horizon: int = Field(default=10_000, ge=1)
+    """Completions over which the weight follows the target."""
+
+    @model_validator(mode="after")
+    def _has_a_start(self) -> AdaptiveKL:
+        if self.target is not None and self.coefficient == 0:
+            raise ValueError(
+                "kl.target needs kl.coefficient above 0: the weight is steered by factors from there"
+            )
+        return self
+
+
+class Entropy(Section):
+    """Bonus for keeping the distribution wide."""
+
+    coefficient: float = Field(default=0.0)
+    """Weight of the entropy (nats a token) in the objective; positive keeps the policy random."""
+
+
+class Overlong(Section):
+    """What becomes of completions that are too long."""
+
+    buffer_share: float = Field(default=0.0, ge=0, le=1)
+    """The reward falls in a line by up to 1 over the last such share of `sampling.max_new_tokens`. 0: no penalty."""
+
+    mask: bool = False
+    """Truncated completions do not train and leave the denominator; they still count in their group's baseline."""
+
+
+class Value(Section):
+    """The value model: a scalar head that predicts the reward to come."""
+
+    trunk: Literal["shared", "separate"] = "shared"
+    """`shared`: the head stands on the policy's last layer and both train it; `separate`: on a copy of the model."""
+
+    coefficient: float = Field(default=0.1, ge=0)
+    """c_1, the weight of the value loss."""
+
+    clip: float = Field(default=0.2)
+    """c_v: how far a value may move from the one at sampling before its gradient stops, in units of the reward;
+    0 or less: no clipping."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of the value model's own parameters; it follows `optimizer.schedule`."""
+
+    update: Literal["joint", "after_policy"] = "joint"
+    """`joint`: policy and value in one loss; `after_policy`: the value model is updated when all policy updates on the
+    batch are done. That needs `trunk = "separate"`."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """First steps of training in which only the value model's own parameters move."""
+
+    @model_validator(mode="after")
+    def _trunk_fits(self) -> Value:
+        if self.update == "after_policy" and self.trunk == "shared":
+            raise ValueError(
+                'value.update = "after_policy" needs value.trunk = "separate": on a shared trunk the later value '
+                "update would move the policy again"
+            )
+        return self
+
+
+Reduction = Literal["sample_mean", "token_mean", "constant"]
+
+
+class Sampled(Section):
+    """What all algorithms have in common whose completions the engine draws."""
+
+    group_size: int = Field(default=1, ge=1)
+    """Samples for each prompt."""
+
+    reduction: Reduction = "sample_mean"
+    """From token losses to one number: `sample_mean` (mean over the tokens of a sample, then over samples),
+    `token_mean` (over all trained tokens of the step), `constant` (sum over tokens divided by
+    `sampling.max_new_tokens`, then mean over samples)."""
+
+    overlong: Overlong = Overlong()
+    kl: KL = KL()
+    entropy: Entropy = Entropy()
+
+    engine_weight_cap: float | None = Field(default=None, gt=0)
+    """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps on each batch of samples."""
+        return 1
+
+
+class Reused(Sampled):
+    """Algorithms that may take several optimiser steps on one batch of samples."""
+
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Passes over each batch of samples. 1 is on-policy: the ratio is 1 and nothing is clipped."""
+
+    minibatches: int = Field(default=1, ge=1)
+    """Parts that a pass cuts the batch into, between prompts; each is an optimiser step."""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps on each batch of samples."""
+        return self.updates_per_batch * self.minibatches
+
+
+class Grouped(Reused):
+    """Algorithms whose baseline is the group."""
+
+    group_size: int = Field(default=8, ge=2)
+    """Samples for each prompt. One is not enough: the others are its baseline."""
+
+    max_sampling_rounds: int = Field(default=1, ge=1)
+    """Dynamic sampling: groups whose grades are all equal are replaced by fresh prompts, up to so many rounds of
+    sampling a step. 1: off."""
+
+
+class GRPO(Grouped):
+    """Group relative policy optimisation: the group's mean reward is the baseline."""
+
+    name: Literal["grpo"] = "grpo"
+
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """Divide advantages by the group's standard deviation, the batch's, or not at all."""
+
+    clip: TokenClip = TokenClip()
+
+
+class DrGRPO(Grouped):
+    """GRPO done right: no division by the standard deviation, a constant denominator (arXiv:2503.20783)."""
+
+    name: Literal["dr_grpo"] = "dr_grpo"
+
+    reduction: Reduction = "constant"
+    """As in `grpo`; `constant` is what takes the length bias away."""
+
+    clip: TokenClip = TokenClip()
+
+
+class DAPO(Grouped):
+    """Decoupled clip and dynamic sampling (arXiv:2503.14476)."""
+
+    name: Literal["dapo"] = "dapo"
+
+    reduction: Reduction = "token_mean"
+    """As in `grpo`; `token_mean` gives every token of the step the same weight."""
+
+    max_sampling_rounds: int = Field(default=4, ge=1)
+    """Dynamic sampling: groups whose grades are all equal are replaced by fresh prompts, up to so many rounds of
+    sampling a step. 1: off."""
+
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """Divide advantages by the group's standard deviation, the batch's, or not at all."""
+
+    clip: TokenClip = TokenClip(low=0.2, high=0.28)
+
+    overlong: Overlong = Overlong(buffer_share=0.2)
+
+
+class GSPO(Grouped):
+    """Group sequence policy optimisation: one ratio a completion, the geometric mean of its tokens'
+    (arXiv:2507.18071)."""
+
+    name: Literal["gspo"] = "gspo"
+
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """Divide advantages by the group's standard deviation, the batch's, or not at all."""
+
+    clip: Clip = Clip(low=3e-4, high=4e-4)
+
+
+class CISPO(Grouped):
+    """Clipped importance weights on the plain policy gradient: no token loses its gradient (arXiv:2506.13585)."""
+
+    name: Literal["cispo"] = "cispo"
+
+    reduction: Reduction = "token_mean"
+    """As in `grpo`; `token_mean` gives every token of the step the same weight."""
+
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """Divide advantages by the group's standard deviation, the batch's, or not at all."""
+
+    weight_cap: float = Field(default=5.0, ge=1)
+    """The importance weight exp(now - old) of a token is at most this."""
+
+
+class RLOO(Grouped):
+    """REINFORCE with the mean of the group's other samples as baseline (arXiv:2402.14740)."""
+
+    name: Literal["rloo"] = "rloo"
+
+    clip: TokenClip = TokenClip()
+
+
+class Reinforce(Sampled):
+    """REINFORCE with a running mean of the rewards as baseline."""
+
+    name: Literal["reinforce"] = "reinforce"
+
+    baseline_decay: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the running mean that is left after a step."""
+
+
+class PPO(Reused):
+    """Proximal policy optimisation with a value model."""
+
+    name: Literal["ppo"] = "ppo"
+
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount a token."""
+
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """λ of generalised advantage estimation: 1 is the plain return, 0 the one-step advantage."""
+
+    whiten: bool = True
+    """Bring the advantages of the batch's tokens to mean 0 and standard deviation 1."""
+
+    reduction: Reduction = "token_mean"
+    """As in `grpo`."""
+
+    clip: TokenClip = TokenClip()
+    value: Value = Value()
+    kl: AdaptiveKL = AdaptiveKL()  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
+
+
+class SFT(Section):
+    """Supervised fine-tuning: cross-entropy on worked completions, the prompt not trained."""
+
+    name: Literal["sft"] = "sft"
+
+    worked: str
+    """Where the worked completion comes from: `key:NAME` of the row, or `file.py:function` called with the item."""
+
+    reduction: Literal["token_mean", "sample_mean"] = "token_mean"
+    """Mean over all completion tokens of the step, or over tokens in a sample and then over samples."""
+
+
+AlgorithmSettings = Annotated[
+    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | SFT, Field(discriminator="name")
+]
+
+ALGORITHM_NAMES: tuple[str, ...] = tuple(
+    section.model_fields["name"].default
+    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, SFT)
+)

@@ -1,0 +1,98 @@
+"""Per-token losses of the table's rows, made of `objective/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graft.algorithm_settings import CISPO, DAPO, GRPO, GSPO, PPO, RLOO, SFT, DrGRPO, Reinforce, Sampled
+from graft.objective.clip import ClippedLoss, cispo_loss, clipped_policy_loss, truncated_importance_weight
+from graft.objective.kl import ESTIMATORS
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """What the loss of a micro-batch sees of its N trained tokens; all `[N]`, log-probabilities in nats."""
+
+    logprobs: Tensor  # carries the gradient
+    entropies: Tensor
+    old_logprobs: Tensor
+    engine_logprobs: Tensor
+    anchor_logprobs: Tensor | None
+    advantages: Tensor
+    nodes: Tensor  # index of each token's node, 0 to number of nodes - 1
+    values: Tensor | None = None  # of the state before each token, now; no gradient
+    value_targets: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """Per-token loss to be minimised `[N]`, and facts to be averaged for the report."""
+
+    per_token: Tensor
+    facts: Mapping[str, Tensor]
+
+
+def loss_clipped(tokens: TokenBatch, settings: GRPO | DrGRPO | DAPO | RLOO | PPO) -> TokenLoss:
+    """Clipped surrogate with the ratio of each token."""
+    clipped = clipped_policy_loss(
+        tokens.logprobs,
+        tokens.old_logprobs,
+        tokens.advantages,
+        clip_low=settings.clip.low,
+        clip_high=settings.clip.high,
+        dual_clip=settings.clip.dual,
+    )
+    return _with_regularisers(clipped, tokens, settings)
+
+
+def loss_clipped_sequence(tokens: TokenBatch, settings: GSPO) -> TokenLoss:
+    """Clipped surrogate with one ratio for each completion, the geometric mean of its tokens'."""
+    clipped = clipped_policy_loss(
+        tokens.logprobs,
+        tokens.old_logprobs,
+        tokens.advantages,
+        clip_low=settings.clip.low,
+        clip_high=settings.clip.high,
+        ratio="segment_mean",
+        nodes=tokens.nodes,
+    )
+    return _with_regularisers(clipped, tokens, settings)
+
+
+def loss_weighted(tokens: TokenBatch, settings: CISPO) -> TokenLoss:
+    """Log-probability times advantage, times a capped importance weight."""
+    capped = cispo_loss(tokens.logprobs, tokens.old_logprobs, tokens.advantages, cap=settings.weight_cap)
+    return _with_regularisers(capped, tokens, settings)
+
+
+def loss_reinforce(tokens: TokenBatch, settings: Reinforce) -> TokenLoss:
+    """-A log π of each token."""
+    per_token = -tokens.advantages * tokens.logprobs
+    return _with_regularisers(
+        ClippedLoss(per_token, torch.zeros_like(per_token, dtype=torch.bool)), tokens, settings
+    )
+
+
+def loss_cross_entropy(tokens: TokenBatch, settings: SFT) -> TokenLoss:
+    """-log π of each token of the worked completion."""
+    return TokenLoss(-tokens.logprobs, {})
+
+
+def _with_regularisers(loss: ClippedLoss, tokens: TokenBatch, settings: Sampled) -> TokenLoss:
+    """The policy loss times the engine's weight, plus β KL (where it stands in the loss), minus the entropy bonus."""
+    per_token = loss.per_token
+    if settings.engine_weight_cap is not None:
+        per_token = per_token * truncated_importance_weight(
+            tokens.old_logprobs, tokens.engine_logprobs, cap=settings.engine_weight_cap
+        )
+    if settings.kl.coefficient and settings.kl.place == "loss":
+        assert tokens.anchor_logprobs is not None
+        penalty = ESTIMATORS[settings.kl.estimator](tokens.logprobs, tokens.anchor_logprobs)
+        per_token = per_token + settings.kl.coefficient * penalty
+    if settings.entropy.coefficient:
+        per_token = per_token - settings.entropy.coefficient * tokens.entropies
+    return TokenLoss(per_token, {"clipped_share": loss.was_clipped.float()})

@@ -1,0 +1,338 @@
+"""What trains during one phase of a run: policy, value model, KL anchor, optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graft.algorithm_settings import Sampled, Value
+from graft.algorithms import ALGORITHMS
+from graft.assemble import Parts, build_forward, frozen_copy
+from graft.crediting import StepCredit
+from graft.memory import memory_errors
+from graft.model import plain_state
+from graft.phases import Phase
+from graft.report.metrics import Stage
+from graft.state import checkpoint
+from graft.state.checkpoint import Checkpoint, Checkpoints
+from graft.tree import Tree
+from graft.types import Appraisal, Credit
+from graft.update.packing import MicroBatch, pack
+from graft.update.policy import PolicyForward
+from graft.update.step import (
+    POLICY,
+    VALUE,
+    LossOf,
+    StepResult,
+    ValueTerm,
+    learning_rate_at,
+    optimise,
+    policy_loss,
+    value_only_loss,
+)
+from graft.update.value import ValueModel
+
+UPDATE_MEMORY = "training.microbatch_tokens, or set model.gradient_checkpointing = true"
+
+
+class Trainer:
+    """Appraises trees with networks that stand still, and moves those that train."""
+
+    def __init__(
+        self, parts: Parts, phase: Phase, checkpoints: Checkpoints, *, done: int, restored: Checkpoint | None
+    ) -> None:
+        """
+        Args:
+            parts: of the run; the policy holds the weights that the phase goes on from.
+            phase: what trains and how.
+            checkpoints: where the anchor's weights are kept.
+            done: steps of the phase that are done.
+            restored: the checkpoint that the phase goes on from, if it does not start here.
+        """
+        self.parts, self.phase = parts, phase
+        self.temperature = parts.config.sampling.temperature
+        self.value_settings: Value | None = getattr(phase.settings, "value", None)
+        self.value = self._open_value()
+        self.forward = PolicyForward(parts.forward.model, parts.forward.precision, self.value)
+        self.anchor = self._open_anchor(checkpoints, done)
+        self.optimizer = self._open_optimizer()
+        if done and restored is not None:
+            if self.value is not None:
+                checkpoint.load_parameters(self.value, restored.values)
+            checkpoint.load_optimizer_tensors(self.optimizer, self.parameters(), restored.optimizer)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Everything that trains, by name, in the order of the optimiser."""
+        policy = checkpoint.trainable_parameters(self.parts.policy.model)
+        value = {} if self.value is None else checkpoint.trainable_parameters(self.value)
+        return policy | {f"{VALUE}.{name}": parameter for name, parameter in value.items()}
+
+    def appraise(
+        self,
+        trees: Sequence[Tree],
+        trained: Sequence[Credit],
+        *,
+        old: bool = False,
+        anchor: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Appraisal]:
+        """What networks say of the trained nodes' tokens before anything moves.
+
+        Args:
+            trees: of the step.
+            trained: names the nodes; only the keys of `weights` matter.
+            old: whether the policy is asked (and the value model, if there is one).
+            anchor: whether the KL anchor is asked.
+            progress: called after each micro-batch with its tokens.
+        """
+        appraisals = [Appraisal({}, {}, {}) for _ in trees]
+        with memory_errors("the update", UPDATE_MEMORY), torch.no_grad():
+            for batch in self.pack(trees, trained):
+                if old:
+                    scores = self.forward(batch, temperature=self.temperature)
+                    _put(batch, scores.logprobs, [own.old_logprobs for own in appraisals])
+                    if scores.values is not None:
+                        _put(batch, scores.values, [own.old_values for own in appraisals])
+                if anchor:
+                    assert self.anchor is not None
+                    scores = self.anchor(batch, temperature=self.temperature)
+                    _put(batch, scores.logprobs, [own.anchor_logprobs for own in appraisals])
+                if progress is not None:
+                    progress(len(batch.tokens))
+        return appraisals
+
+    def pack(
+        self,
+        trees: Sequence[Tree],
+        credits: Sequence[Credit],
+        appraisals: Sequence[Appraisal] | None = None,
+    ) -> list[MicroBatch]:
+        """Flat rows with every span once, on the model's device."""
+        budget = self.parts.config.training.microbatch_tokens
+        batches = pack(trees, credits, token_budget=budget, appraisals=appraisals)
+        return [batch.to(self.parts.device) for batch in batches]
+
+    def update(
+        self,
+        number: int,
+        trees: Sequence[Tree],
+        credit: StepCredit,
+        appraisals: Sequence[Appraisal] | None,
+        *,
+        progress: Callable[[int], None] | None,
+        where: str,
+    ) -> StepResult:
+        """All optimiser steps on one batch; the result is that of the first pass.
+
+        Args:
+            number: of the step; the first is 1.
+            trees: of the step.
+            credit: theirs.
+            appraisals: theirs, where the loss needs them.
+            progress: called after each micro-batch of the first optimiser step with its tokens; it may raise to
+                stop there. Once the weights have moved, only the whole step leaves a state that can be saved.
+            where: names the step in an error.
+        """
+        settings = self.phase.settings
+        passes = getattr(settings, "updates_per_batch", 1)
+        parts = minibatches(credit, getattr(settings, "minibatches", 1))
+        results: list[StepResult] = []
+
+        def run(loss: LossOf, batches: Sequence[MicroBatch], moving: Mapping[str, float]) -> None:
+            results.append(
+                optimise(
+                    loss,
+                    self.optimizer,
+                    batches,
+                    max_gradient_norm=self.phase.optimizer.max_gradient_norm,
+                    learning_rates=moving,
+                    progress=None if results else progress,
+                    where=where,
+                )
+            )
+
+        rates = self.learning_rates(number)
+        with memory_errors("the update", UPDATE_MEMORY):
+            packed = [self.pack(trees, part, appraisals) for part in parts]
+            for _ in range(passes):
+                for batches in packed:
+                    run(self._joint_loss(number), batches, self._moving(number, rates))
+            if self.value_settings is not None and self.value_settings.update == "after_policy":
+                for _ in range(passes):
+                    for batches in packed:
+                        run(self._value_loss(), batches, {VALUE: rates[VALUE]})
+        return _merged(results, first_pass=len(packed), main=passes * len(packed))
+
+    def learning_rates(self, number: int) -> dict[str, float]:
+        """Of each group of parameters at step `number`, the first being 1."""
+        optimizer = self.phase.optimizer
+        peaks = {POLICY: optimizer.learning_rate}
+        if self.value_settings is not None:
+            peaks[VALUE] = self.value_settings.learning_rate
+        return {
+            name: learning_rate_at(
+                number - 1,
+                steps=self.phase.steps,
+                peak=peak,
+                schedule=optimizer.schedule,
+                warmup_steps=optimizer.warmup_steps,
+                final_fraction=optimizer.final_fraction,
+            )
+            for name, peak in peaks.items()
+        }
+
+    def _warming_up(self, number: int) -> bool:
+        return self.value_settings is not None and number <= self.value_settings.warmup_steps
+
+    def _moving(self, number: int, rates: Mapping[str, float]) -> Mapping[str, float]:
+        if self._warming_up(number):
+            return {VALUE: rates[VALUE]}
+        if self.value_settings is not None and self.value_settings.update == "after_policy":
+            return {POLICY: rates[POLICY]}
+        return rates
+
+    def _joint_loss(self, number: int) -> LossOf:
+        if self._warming_up(number):
+            return self._value_loss()
+        settings, value = self.phase.settings, self.value_settings
+        algorithm = ALGORITHMS[settings.name]
+        joint = value is not None and value.update == "joint"
+        return policy_loss(
+            self.forward if joint else self._policy_alone(),
+            lambda tokens: algorithm.loss(tokens, settings),
+            temperature=self.temperature,
+            entropy_gradient=isinstance(settings, Sampled) and settings.entropy.coefficient != 0,
+            value=ValueTerm(value.coefficient, value.clip) if value is not None and joint else None,
+        )
+
+    def _policy_alone(self) -> PolicyForward:
+        """Without the value model: its forward pass would be in vain."""
+        return self.forward if self.value is None else self.parts.forward
+
+    def _value_loss(self) -> LossOf:
+        value = self.value_settings
+        assert value is not None
+        return value_only_loss(self.forward, ValueTerm(value.coefficient, value.clip))
+
+    def _open_value(self) -> ValueModel | None:
+        if self.value_settings is None:
+            return None
+        policy, device = self.parts.policy, self.parts.device
+        trunk = None
+        if self.value_settings.trunk == "separate":
+            weights = {name: tensor.detach().clone() for name, tensor in plain_state(policy).items()}
+            copy = frozen_copy(policy, weights)
+            trunk = build_forward(copy, self.parts.forward.precision).model.get_decoder().requires_grad_(True)
+        plain = policy.plain
+        width = plain.get_output_embeddings().weight.shape[1]
+        return ValueModel(width, trunk=trunk, dtype=plain.dtype, device=device)
+
+    def _open_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, fresh at the start of a phase."""
+        settings = self.phase.optimizer
+        rates = self.learning_rates(1)
+        named = self.parameters()
+        groups = [
+            {"name": name, "lr": rate, "params": [p for key, p in named.items() if _group_of(key) == name]}
+            for name, rate in rates.items()
+        ]
+        return torch.optim.AdamW(
+            groups,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def _open_anchor(self, checkpoints: Checkpoints, done: int) -> PolicyForward | None:
+        """A frozen copy of the model that training starts with, where KL to it is penalised or reported."""
+        if not has_anchor(self.phase, kl_every=self.parts.config.report.kl_every):
+            return None
+        policy = self.parts.policy
+        if done:
+            weights = checkpoints.load_anchor()
+        else:
+            weights = {name: tensor.detach().clone() for name, tensor in plain_state(policy).items()}
+            checkpoints.save_anchor(weights)
+        return build_forward(frozen_copy(policy, weights), self.parts.forward.precision)
+
+
+def has_anchor(phase: Phase, *, kl_every: int | None) -> bool:
+    """Whether a phase keeps a copy of the weights that it starts with."""
+    return phase.stage is Stage.TRAIN and (penalised(phase) or kl_every is not None)
+
+
+def penalised(phase: Phase) -> bool:
+    """Whether leaving the anchor costs something, in the loss or in the reward."""
+    return isinstance(phase.settings, Sampled) and phase.settings.kl.coefficient != 0
+
+
+def everything(tree: Tree) -> Credit:
+    """Names every node but the prompt as trained."""
+    nodes = {node: np.ones(len(tree.nodes[node])) for node in range(1, len(tree.nodes))}
+    return Credit({node: ones.astype(np.float32) for node, ones in nodes.items()}, nodes)
+
+
+def minibatches(credit: StepCredit, number: int) -> list[list[Credit]]:
+    """The credit of `number` optimiser steps: each holds some of the trees, with weights that are shares of its own.
+
+    Trees are dealt out in turn. A minibatch whose trees have no weight still makes a step. With one minibatch nothing
+    changes.
+    """
+    if number == 1:
+        return [list(credit.trees)]
+    whole = sum(credit.denominators)
+    parts = []
+    for first in range(number):
+        own = set(range(first, len(credit.trees), number))
+        denominator = sum(credit.denominators[tree] for tree in own)
+        scale = whole / denominator if denominator else 0.0
+        parts.append(
+            [_scaled(each, scale) if i in own else Credit({}, {}) for i, each in enumerate(credit.trees)]
+        )
+    return parts
+
+
+def _scaled(credit: Credit, scale: float) -> Credit:
+    return replace(
+        credit,
+        weights={node: own * scale for node, own in credit.weights.items()},
+        value_weights={node: own * scale for node, own in credit.value_weights.items()},
+    )
+
+
+def _group_of(name: str) -> str:
+    return VALUE if name.startswith(f"{VALUE}.") else POLICY
+
+
+def _put(batch: MicroBatch, values: Tensor, where: Sequence[Mapping[int, np.ndarray]]) -> None:
+    """Hand each node of a micro-batch its part of a per-token tensor."""
+    flat = values.detach().float().cpu().numpy()
+    for each in batch.slices:
+        where[each.tree][each.node] = flat[each.start : each.end].copy()  # pyright: ignore[reportIndexIssue]
+
+
+def _merged(results: Sequence[StepResult], *, first_pass: int, main: int) -> StepResult:
+    """Several optimiser steps on one batch as one result: tokens of the first pass, means over the steps.
+
+    Args:
+        results: in order.
+        first_pass: so many of them saw each token once.
+        main: so many of them moved the policy, or all that moves in this step; value updates behind them add metrics.
+    """
+    own = results[:main]
+    names = dict.fromkeys(name for result in results for name in result.means)
+    having = {name: [r.means[name] for r in results if name in r.means] for name in names}
+    maxima = dict.fromkeys(name for result in results for name in result.maxima)
+    return StepResult(
+        loss=sum(result.loss for result in own) / main,
+        gradient_norm=sum(result.gradient_norm for result in own) / main,
+        tokens_trained=sum(result.tokens_trained for result in results[:first_pass]),
+        tokens_computed=sum(result.tokens_computed for result in results[:first_pass]),
+        means={name: sum(values) / len(values) for name, values in having.items()},
+        maxima={name: max(r.maxima[name] for r in results if name in r.maxima) for name in maxima},
+    )

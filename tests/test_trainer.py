@@ -1,0 +1,163 @@
+"""What moves when: minibatches by hand, the value model's warm-up, its update after the policy's, its own trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from graft.algorithms import ALGORITHMS
+from graft.assemble import Parts, assemble
+from graft.config_file import check_config
+from graft.crediting import Evidence, StepCredit
+from graft.phases import phases_of
+from graft.state.checkpoint import Checkpoints
+from graft.trainer import Trainer, everything, minibatches
+from graft.types import Credit, Grade
+from graft.update.step import StepResult
+from tests.trees import random_group
+
+
+def weights_of(credits: Sequence[Credit]) -> list[dict[int, list[float]]]:
+    return [{node: own.tolist() for node, own in credit.weights.items()} for credit in credits]
+
+
+def test_minibatches_by_hand():
+    # sample mean over 4 + 2 + 2 samples; the trees are dealt out in turn: 6 samples in one step, 2 in the other
+    one = {1: np.array([1 / 8])}
+    credit = StepCredit([Credit(one, one), Credit(one, one, one, one), Credit(one, one)], 3, 3, [4, 2, 2])
+    assert minibatches(credit, 1) == [list(credit.trees)]
+    first, second = minibatches(credit, 2)
+    assert weights_of(first) == [{1: [pytest.approx(1 / 6)]}, {}, {1: [pytest.approx(1 / 6)]}]
+    assert weights_of(second) == [{}, {1: [pytest.approx(1 / 2)]}, {}]
+    assert second[1].value_weights[1].tolist() == pytest.approx([1 / 2])
+    empty = minibatches(StepCredit([Credit({}, {}), Credit(one, one)], 2, 1, [0, 4]), 2)
+    assert [weights_of(part) for part in empty] == [[{}, {}], [{}, {1: [1 / 8]}]]
+
+
+@pytest.fixture
+def open_trainer(tiny_model_folder, tmp_path):
+    def made(algorithm: dict[str, Any], **sections: Any) -> tuple[Trainer, Parts]:
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+        config = check_config(
+            {
+                "run": str(tmp_path / "run"),
+                "base": str(tmp_path),
+                "model": {"name": str(tiny_model_folder), "precision": "exact"},
+                "data": {"source": "rows.jsonl"},
+                "grader": {
+                    "type": "string_check",
+                    "operation": "eq",
+                    "input": "a",
+                    "reference": "a",
+                    "name": "n",
+                },
+                "training": {"steps": 4},
+                "optimizer": {"learning_rate": 1e-2},
+                "algorithm": algorithm,
+                **sections,
+            },
+            where="test",
+        )
+        parts = assemble(config)
+        [phase] = phases_of(config, training_rows=1)
+        checkpoints = Checkpoints(Path(config.run) / "checkpoints", keep_last=1, keep_best=0)
+        return Trainer(parts, phase, checkpoints, done=0, restored=None), parts
+
+    return made
+
+
+def one_step(trainer: Trainer, number: int = 1) -> StepResult:
+    rng = np.random.default_rng(0)
+    trees = [random_group(rng, row=i) for i in range(3)]
+    appraisals = trainer.appraise(trees, [everything(tree) for tree in trees], old=True)
+    grades = [{leaf: Grade(float(rng.integers(0, 3))) for leaf in tree.leaves()} for tree in trees]
+    settings = trainer.phase.settings
+    credit = ALGORITHMS[settings.name].credit(Evidence(trees, grades, appraisals, longest=16), settings)
+    return trainer.update(number, trees, credit, appraisals, progress=None, where="here")
+
+
+def moved(trainer: Trainer, number: int = 1) -> tuple[set[str], StepResult]:
+    """Which of the policy, the value head and the value trunk a step moves."""
+    before = {name: p.detach().clone() for name, p in trainer.parameters().items()}
+    result = one_step(trainer, number)
+    changed = {name for name, p in trainer.parameters().items() if not torch.equal(p, before[name])}
+    kinds = {("value.head", "head"), ("value.trunk", "trunk")}
+    return {next((k for start, k in kinds if name.startswith(start)), "policy") for name in changed}, result
+
+
+def test_joint_on_a_shared_trunk(open_trainer):
+    trainer, _ = open_trainer({"name": "ppo"})
+    who, result = moved(trainer)
+    assert who == {"policy", "head"}
+    assert result.facts["ratio_max"] == 1.0
+    assert result.facts["value_loss"] > 0
+
+
+def test_the_head_starts_at_zero(open_trainer):
+    trainer, _ = open_trainer({"name": "ppo", "value": {"trunk": "separate"}})
+    tree = random_group(np.random.default_rng(0))
+    [appraisal] = trainer.appraise([tree], [everything(tree)], old=True)
+    assert set(appraisal.old_values) == {1, 2, 3, 4}
+    assert not any(values.any() for values in appraisal.old_values.values())
+    assert appraisal.anchor_logprobs == {}
+
+
+@pytest.mark.parametrize(("trunk", "own"), [("shared", {"head"}), ("separate", {"head"})])
+def test_warm_up_moves_the_value_model_alone(open_trainer, trunk, own):
+    value = {"trunk": trunk, "warmup_steps": 2, "coefficient": 1.0}
+    trainer, _ = open_trainer({"name": "ppo", "value": value})
+    assert moved(trainer, 1)[0] == own  # the head is zero at first: no gradient reaches a trunk
+    assert moved(trainer, 2)[0] == (own if trunk == "shared" else {"head", "trunk"})
+    assert "policy" in moved(trainer, 3)[0]
+
+
+def test_after_policy(open_trainer):
+    value = {"trunk": "separate", "update": "after_policy"}
+    trainer, _ = open_trainer({"name": "ppo", "value": value, "updates_per_batch": 2})
+    one_step(trainer)
+    who, result = moved(trainer, 2)
+    assert who == {"policy", "head", "trunk"}
+    assert result.facts["value_loss"] > 0
+    assert result.facts["ratio_max"] > 1.0
+
+
+def test_the_value_model_learns_its_targets(open_trainer):
+    value = {"learning_rate": 0.1, "warmup_steps": 50, "clip": 0.0, "coefficient": 1.0}
+    trainer, _ = open_trainer({"name": "ppo", "value": value, "gae_lambda": 1.0, "updates_per_batch": 20})
+    losses = [one_step(trainer, number).facts["value_loss"] for number in range(1, 5)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_old_values_belong_to_the_states_before_the_tokens(open_trainer):
+    """A head that reads one number of the hidden state, against transformers' own forward pass."""
+    trainer, parts = open_trainer({"name": "ppo"})
+    assert trainer.value is not None
+    torch.nn.init.normal_(trainer.value.head.weight, generator=torch.Generator().manual_seed(0))
+    tree = random_group(np.random.default_rng(0))
+    [appraisal] = trainer.appraise([tree], [everything(tree)], old=True)
+    model = parts.policy.plain
+    model.set_attn_implementation("sdpa")
+    for leaf in tree.leaves():
+        path = torch.tensor([t for i in tree.path(leaf) for t in tree.nodes[i].tokens.tolist()])
+        with torch.no_grad():
+            hidden = model.get_decoder()(input_ids=path[None]).last_hidden_state[0]
+            values = hidden @ trainer.value.head.weight[0]
+        own = len(tree.nodes[leaf])
+        np.testing.assert_allclose(
+            appraisal.old_values[leaf], values[-own - 1 : -1].numpy(), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_appraisals_of_a_policy_that_stands_still_are_its_own(open_trainer):
+    trainer, _ = open_trainer({"name": "grpo", "kl": {"coefficient": 0.1}})
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], old=True, anchor=True)
+    assert own.old_values == {}
+    assert set(own.old_logprobs) == {1, 2, 3, 4}
+    for node, old in own.old_logprobs.items():
+        np.testing.assert_array_equal(old, own.anchor_logprobs[node])
