@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from graft.objective.clip import cispo_loss, clipped_policy_loss, truncated_importance_weight
 from graft.objective.reduce import segment_sum_weights, weighted_sum
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.28}
+clipped_at_20_28 = partial(clipped_policy_loss, clip_low=0.2, clip_high=0.28)
 
 
 def doubles(*numbers: float) -> torch.Tensor:
@@ -68,7 +69,7 @@ def test_the_importance_weight_is_capped_and_has_no_gradient():
 )
 def test_the_dual_clip_by_hand(ratio, advantage, loss, gradient, clipped):
     logprob = doubles(ratio).log().requires_grad_()
-    out = clipped_policy_loss(logprob, doubles(0), doubles(advantage), **CLIP, dual_clip=3.0)
+    out = clipped_at_20_28(logprob, doubles(0), doubles(advantage), dual_clip=3.0)
     out.per_token.sum().backward()
     assert out.per_token.item() == pytest.approx(loss)
     assert logprob.grad is not None
@@ -81,9 +82,7 @@ def test_the_decks_segment_loss_by_hand():
     logprobs = doubles(1.2, 0.75, 1.5, 2, 1.25).log().requires_grad_()
     nodes = torch.tensor([0, 0, 1, 2, 2])
     advantages = doubles(2, 2, 2, -1, -1)
-    out = clipped_policy_loss(
-        logprobs, torch.zeros_like(advantages), advantages, **CLIP, ratio="segment", nodes=nodes
-    )
+    out = clipped_at_20_28(logprobs, torch.zeros_like(advantages), advantages, ratio="segment", nodes=nodes)
     torch.testing.assert_close(out.per_token, doubles(-1.8, -1.8, -2.56, 2.5, 2.5))
     assert out.was_clipped.tolist() == [False, False, True, False, False]
     # one completion: L is the sum over segments, and each token moves its segment's ratio by the whole ratio
@@ -103,7 +102,7 @@ def test_segment_mean_over_whole_completions_is_gspo():
     old = torch.randn(8, dtype=torch.float64)
     now = (old + 0.3 * torch.randn(8, dtype=torch.float64)).requires_grad_()
     scores = doubles(1, -1, 0.5)
-    out = clipped_policy_loss(now, old, scores[nodes], **CLIP, ratio="segment_mean", nodes=nodes)
+    out = clipped_at_20_28(now, old, scores[nodes], ratio="segment_mean", nodes=nodes)
     weights = segment_sum_weights(lengths, completions_in_step=3)[nodes]
     got = weighted_sum(out.per_token, weights)
 
@@ -145,11 +144,10 @@ def test_against_the_formula_in_plain_python(tokens, kind, dual_clip, dtype):
         expected.append(loss)
         given_advantages.append(advantage)
     zeros = torch.zeros(len(tokens), dtype=dtype)
-    out = clipped_policy_loss(
+    out = clipped_at_20_28(
         torch.tensor([x for x, _ in tokens], dtype=dtype),
         zeros,
         torch.tensor(given_advantages, dtype=dtype),
-        **CLIP,
         ratio=kind,
         nodes=torch.tensor(nodes),
         dual_clip=dual_clip,
@@ -167,9 +165,7 @@ def test_gradients_against_finite_differences(kind, dual_clip):
     nodes = torch.arange(4).repeat_interleave(3)
     assert torch.autograd.gradcheck(
         lambda x: (
-            clipped_policy_loss(
-                x, old, advantages, **CLIP, ratio=kind, nodes=nodes, dual_clip=dual_clip
-            ).per_token
+            clipped_at_20_28(x, old, advantages, ratio=kind, nodes=nodes, dual_clip=dual_clip).per_token
         ),
         (now,),
     )
@@ -189,8 +185,8 @@ def test_no_finite_input_gives_nan(tokens, kind, dual_clip, dtype):
     advantages = torch.tensor([a for _, a in tokens], dtype=dtype)
     nodes = torch.tensor([place // 2 for place in range(len(tokens))], dtype=torch.int64)
     losses = [
-        clipped_policy_loss(
-            now, torch.zeros_like(now), advantages, **CLIP, ratio=kind, nodes=nodes, dual_clip=dual_clip
+        clipped_at_20_28(
+            now, torch.zeros_like(now), advantages, ratio=kind, nodes=nodes, dual_clip=dual_clip
         ),
         cispo_loss(now, torch.zeros_like(now), advantages / 2.0**60, cap=5.0),
     ]
@@ -230,10 +226,8 @@ def test_on_policy_all_losses_have_the_gradient_of_reinforce():
     logprobs, advantages = doubles(-1, -2, -0.5), doubles(1, -2, 0.5)
     nodes = torch.tensor([0, 1, 2])
     for loss in (
-        lambda x: clipped_policy_loss(x, logprobs, advantages, **CLIP),
-        lambda x: clipped_policy_loss(
-            x, logprobs, advantages, **CLIP, ratio="segment", nodes=nodes, dual_clip=3.0
-        ),
+        lambda x: clipped_at_20_28(x, logprobs, advantages),
+        lambda x: clipped_at_20_28(x, logprobs, advantages, ratio="segment", nodes=nodes, dual_clip=3.0),
         lambda x: cispo_loss(x, logprobs, advantages, cap=5.0),
     ):
         now = logprobs.clone().requires_grad_()
