@@ -10,22 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from graft.grading.check import check_grader, dump_grader
-
-
-class Section(BaseModel):
-    """Base of all sections: nothing unknown, no number that is not finite, nothing changed after checking."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        ser_json_inf_nan="constants",  # tables that are passed on, like `data.options`, may hold any number
-    )
+from graft.section import Section
 
 
 class Adapter(Section):
