@@ -202,8 +202,8 @@ def inject(step: Step, error: str, rng: random.Random) -> str | None:
     """The line with the error in it; None where none of a hundred tries makes one (`0 * 0`)."""
     a, operator, b, right = step.parts["a"], step.parts["op"], step.parts["b"], as_number(step.result)
     if error == "wrong_result":
-        written = rng.choice([right + rng.randint(1, 9), right - rng.randint(1, 9), right * 10 + 1])
-        return step.line_with(a, operator, b, show(written))
+        wrong_result = rng.choice([right + rng.randint(1, 9), right - rng.randint(1, 9), right * 10 + 1])
+        return step.line_with(a, operator, b, show(wrong_result))
     for _ in range(100):
         wrong = [a, operator, b]
         if error.startswith("wrong_operator"):
@@ -211,13 +211,14 @@ def inject(step: Step, error: str, rng: random.Random) -> str | None:
         else:
             place = rng.choice([0, 2])
             wrong[place] = show(as_number(wrong[place]) + rng.choice([-1, 1]) * rng.randint(1, 9))
-        value = compute(*wrong)
+        value = compute(wrong[0], wrong[1], wrong[2])
         if value is None or value == right or wrong[0].startswith("-") or wrong[2].startswith("-"):
             continue
         if not error.endswith("carried"):
-            return step.line_with(*wrong, step.result)
+            return step.line_with(wrong[0], wrong[1], wrong[2], step.result)
         ends = as_number(show(value)) == value
-        return step.line_with(*wrong, show(value) if ends else f"{float(value):.2f}")
+        written = show(value) if ends else f"{float(value):.2f}"
+        return step.line_with(wrong[0], wrong[1], wrong[2], written)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from graft.errors import DataError
@@ -15,7 +16,7 @@ from tests.segments.vocabulary import decode, ids
 def cut(name: str, *pieces: str, logprobs: list[float] | None = None) -> str:
     """The pieces' text with the boundaries marked; pieces are tokens where the vocabulary has them."""
     cutter = Cutter(parse_rule(name), decode, think_open="", think_close="", answer_marker="")
-    cutting = cutter.begin(ids())
+    cutting = cutter.begin(np.array([], np.int32))
     marked = ""
     for place, piece in enumerate(pieces):
         tokens = ids(piece)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.segments.text_stream import REPLACEMENT, TextStream
+from graft.types import Tokens
 from tests.segments.vocabulary import LARGER, decode, ids
 
 any_tokens = st.lists(st.one_of(st.sampled_from(LARGER), st.integers(0, 256)), max_size=80)
@@ -61,19 +61,19 @@ def test_forks_do_not_disturb_each_other():
 def test_decoders_that_strip_the_first_space():
     """As SentencePiece's do: each token is a word with its space, and the first space of a text is not printed."""
 
-    def words(tokens: Sequence[int]) -> str:
-        return "".join(f" {token}" for token in tokens).removeprefix(" ")
+    def words(tokens: Tokens) -> str:
+        return "".join(f" {int(token)}" for token in tokens).removeprefix(" ")
 
     stream = TextStream(words)
     numbers = list(range(100))
-    assert "".join(stream.feed([number]) for number in numbers) == words(numbers)
+    assert "".join(stream.feed([number]) for number in numbers) == words(np.array(numbers, np.int32))
 
 
 @pytest.mark.parametrize("length", [200])
 def test_old_tokens_are_not_decoded_again(length):
     seen: list[int] = []
 
-    def counting(tokens: Sequence[int]) -> str:
+    def counting(tokens: Tokens) -> str:
         seen.append(len(tokens))
         return decode(tokens)
 

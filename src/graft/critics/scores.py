@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
-from graft.types import Chain, Critique, Grade, Outcome, TokenUsage
+from graft.types import Chain, Critique, Grade, Grader, Outcome, Sample, TokenUsage
 
 
 def overall_score(grade: Grade | None, scale: float) -> float | None:
@@ -20,7 +22,7 @@ def clipped(score: float, scale: float) -> float:
     return scale * min(1.0, max(0.0, score))
 
 
-def failed(outcome: Outcome, problem: str, **cost: object) -> Critique:
+def failed(outcome: Outcome, problem: str, **cost: Any) -> Critique:
     """The critique of a critic that could not judge; `cost` as far as it is known."""
     return replace(Critique(outcome=outcome, problem=problem[:1000]), **cost)
 
@@ -54,3 +56,43 @@ def total_usage(grades: Sequence[Grade]) -> Mapping[str, TokenUsage]:
         for model, usage in grade.usage.items():
             total[model] = total.get(model, TokenUsage()) + usage
     return total
+
+
+def checked(critique: Critique, chain: Chain, scale: float) -> Critique:
+    """The same critique if it fits the chain, else one that says what is wrong with it.
+
+    Thoughts and progress must have one finite score of 0..B for each thought, and reasons one text each or none at all.
+    """
+    if not critique.scored:
+        return critique
+    count = len(chain.thoughts)
+    critique = critique if critique.reasons else replace(critique, reasons=("",) * count)
+    misfit = _misfit(critique, count, scale)
+    if misfit is None:
+        return critique
+    outcome, problem = misfit
+    cost = {name: getattr(critique, name) for name in ("calls", "usage", "sampled_tokens")}
+    return failed(outcome, problem, **cost)
+
+
+def _misfit(critique: Critique, count: int, scale: float) -> tuple[Outcome, str] | None:
+    for name in ("thoughts", "progress", "reasons"):
+        entries = getattr(critique, name)
+        if len(entries) != count:
+            return Outcome.CRASHED, f"{len(entries)} {name} for {count} thoughts; want one each"
+    scores = (*critique.thoughts, *critique.progress)
+    overall = () if critique.overall is None else (critique.overall,)
+    if not all(map(math.isfinite, (*scores, *overall))):
+        return Outcome.NOT_FINITE, f"scores of {(*scores, *overall)}; they must be finite"
+    if not all(0 <= score <= scale for score in scores):
+        return Outcome.CRASHED, f"scores of {scores}; want 0 to {scale:g}"
+    return None
+
+
+def grade_each(grader: Grader, samples: Sequence[Sample]) -> list[Grade]:
+    """Grades in the order of the samples, as many side by side as the grader allows (`calls_at_once`)."""
+    calls_at_once = getattr(grader, "calls_at_once", 1)
+    if calls_at_once == 1 or len(samples) < 2:
+        return list(grader(samples))
+    with ThreadPoolExecutor(min(calls_at_once, len(samples)), thread_name_prefix="graft-critic") as pool:
+        return [grades[0] for grades in pool.map(lambda sample: grader([sample]), samples)]
