@@ -69,6 +69,9 @@ def imports(path: Path, *, at_load: bool = False) -> set[str]:
 
 MODULES = modules()
 
+LIGHT_CRITICS = [f"critics.{name}" for name in ("settings", "equations", "judge", "grader", "function")]
+"""The others sample, or hold a model of their own."""
+
 
 def own_imports(name: str) -> set[str]:
     """The modules of graft that a module imports, without `graft.`: `update.packing`."""
@@ -171,7 +174,16 @@ def test_nobody_below_imports_the_loop():
 
 
 @pytest.mark.parametrize(
-    "name", [*of("data", "segments", "grading"), *RECORDS, "config", "config_file", "interrupt", "version"]
+    "name",
+    [
+        *of("data", "segments", "grading"),
+        *LIGHT_CRITICS,
+        *RECORDS,
+        "config",
+        "config_file",
+        "interrupt",
+        "version",
+    ],
 )
 def test_records_settings_and_rows_load_nothing_large(name):
     waiting, seen = [name], set()

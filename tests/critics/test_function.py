@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,14 @@ def test_a_function_that_hangs():
         never.set()
     assert critique.outcome is Outcome.TIMED_OUT
     assert "took longer than 0.02 s" in critique.problem
+
+
+def test_the_example_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "critics.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], namespace)
+    [critique] = FunctionCritic(namespace["critic"], scale=10, timeout_s=20)([make_chain("a", "b" * 200)])
+    assert (critique.thoughts, critique.progress) == ((10, 5), (5, 10))
 
 
 class LengthGrader:

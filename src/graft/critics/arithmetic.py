@@ -119,8 +119,7 @@ def _beginning_at(symbols: Sequence[Symbol], start: int) -> Side | None:
         if side is None:
             continue
         after = symbols[stop] if stop < len(symbols) else BREAK
-        is_dash = after.text == "-" and after.spaced and stop + 1 == end
-        return None if after is VARIABLE or (after.kind is Kind.OPERATOR and not is_dash) else side
+        return None if after is VARIABLE or after.kind is Kind.OPERATOR else side
     return None
 
 
