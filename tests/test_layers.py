@@ -25,8 +25,8 @@ STAGES = (
 )
 """In the order in which a prompt meets them. A stage imports no later one; some are still to come."""
 
-RECORDS = {"tree", "types", "kept", "errors"}
-"""What flows, and what goes wrong: anybody may import them."""
+RECORDS = {"tree", "types", "kept", "errors", "section"}
+"""What flows, what goes wrong, and the base of all settings: anybody may import them."""
 
 MATHS = {"credit", "objective"}
 """Pure tensors."""
@@ -68,6 +68,9 @@ def imports(path: Path, *, at_load: bool = False) -> set[str]:
 
 
 MODULES = modules()
+
+LIGHT_CRITICS = [f"critics.{name}" for name in ("settings", "equations", "judge", "grader", "function")]
+"""The others sample, or hold a model of their own."""
 
 
 def own_imports(name: str) -> set[str]:
@@ -131,7 +134,8 @@ def test_what_is_below_knows_no_stage(name):
         ("version", set()),
         ("kept", {"types", "errors"}),
         ("tree", {"types", "kept", "errors"}),
-        ("config", {"grading"}),  # a grader is checked with the settings
+        ("section", set()),
+        ("config", {"grading", "section"}),  # a grader is checked with the settings
         ("config_file", {"config", "errors"}),
         ("graders", {"config", "data", "errors", "grading", "pull", "types"}),
         ("interrupt", set()),
@@ -170,7 +174,16 @@ def test_nobody_below_imports_the_loop():
 
 
 @pytest.mark.parametrize(
-    "name", [*of("data", "grading"), *RECORDS, "config", "config_file", "interrupt", "version"]
+    "name",
+    [
+        *of("data", "segments", "grading"),
+        *LIGHT_CRITICS,
+        *RECORDS,
+        "config",
+        "config_file",
+        "interrupt",
+        "version",
+    ],
 )
 def test_records_settings_and_rows_load_nothing_large(name):
     waiting, seen = [name], set()

@@ -208,3 +208,68 @@ class Grader(Protocol):
     """Judges samples. Anything with this call works; nothing to inherit or register."""
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[Grade]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """One completion as critics see it: its thoughts in order, then its answer."""
+
+    prompt: Prompt
+    thoughts: tuple[str, ...]
+    """Text of each thought."""
+
+    answer: str | None
+    """Text of the answer segment; None where the chain has not come to it: it still grows, or was cut off before."""
+
+    spans: tuple[Tokens, ...]
+    """Token ids of each thought, and then of the answer if there is one."""
+
+    grade: Grade | None = None
+    """Of the whole completion; None where there is none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Critique:
+    """What a critic says of one chain with M thoughts. Scores go from 0 to the critic's `scale`, B.
+
+    A critic that failed says so by its outcome, and has no scores.
+    """
+
+    overall: float | None = None
+    """G, the score of the whole completion; None where the chain has no score yet."""
+
+    thoughts: tuple[float, ...] = ()
+    """S_1..S_M, how good each thought is by itself."""
+
+    progress: tuple[float, ...] = ()
+    """P_1..P_M, how far the chain has come by the end of each thought."""
+
+    reasons: tuple[str, ...] = ()
+    """For people, one for each thought; empty where there is nothing to say."""
+
+    outcome: Outcome = Outcome.GRADED
+    problem: str = ""
+    """What went wrong, where the outcome is not `GRADED`."""
+
+    calls: int = 0
+    """Requests to judges, graders or functions."""
+
+    usage: Mapping[str, TokenUsage] = field(default_factory=dict)
+    """Judge model -> tokens that this critique took."""
+
+    sampled_tokens: int = 0
+    """Tokens that the policy drew for this critique. They count in every budget."""
+
+    seconds: float = 0.0
+    """Wall-clock time; of critics that judge many chains at once an equal share."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are scores to train on."""
+        return self.outcome is Outcome.GRADED
+
+
+class Critic(Protocol):
+    """Scores the thoughts of chains. Anything with this call works; nothing to inherit or register."""
+
+    def __call__(self, chains: Sequence[Chain]) -> Sequence[Critique]: ...

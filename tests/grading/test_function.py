@@ -213,7 +213,7 @@ def test_the_late_result_of_a_call_is_nobody_elses():
 
     graded = FunctionGrader(grader, timeout_s=SHORT)
     assert graded([sample("late")])[0].outcome is Outcome.TIMED_OUT
-    graded.timeout_s = LONG
+    graded.call.timeout_s = LONG
     assert [g.score for g in graded([sample("go"), sample("go")])] == [1.0, 1.0]
 
 

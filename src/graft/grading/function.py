@@ -17,6 +17,51 @@ MAX_ABANDONED = 8
 """Calls that may hang for good before the run stops: each keeps a thread."""
 
 
+class TimedFunction:
+    """Anybody's function on a thread of its own: called one call after the other, none for longer than a limit."""
+
+    def __init__(self, function: Callable[..., Any], *, timeout_s: float, what: str) -> None:
+        """
+        Args:
+            function: what is called.
+            timeout_s: longest time for one call, seconds.
+            what: `grader` or `critic`, whose setting the limit is.
+        """
+        self.function = function
+        self.timeout_s = timeout_s
+        self.name = getattr(function, "__qualname__", repr(function))
+        self._what = what
+        self._worker: _Worker | None = None
+        self._abandoned = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function's value, or the exception that it raised.
+
+        Raises:
+            TimeoutError: this call took too long.
+            GraderError: more than `MAX_ABANDONED` calls hang.
+        """
+        with self._lock:
+            if self._worker is None:
+                self._worker = _Worker()
+            try:
+                return self._worker.call(self.function, arguments, self.timeout_s)
+            except queue.Empty:
+                self._abandon()
+        raise TimeoutError(f"{self.name} took longer than {self.timeout_s:g} s")
+
+    def _abandon(self) -> None:
+        """A thread cannot be killed; leave it behind and count it."""
+        self._worker = None
+        self._abandoned += 1
+        if self._abandoned > MAX_ABANDONED:
+            raise GraderError(
+                f"{self._what} '{self.name}': {self._abandoned} calls took longer than {self._what}.timeout_s = "
+                f"{self.timeout_s:g} and still run. Mend the function, or raise the limit if it is merely slow."
+            )
+
+
 class FunctionGrader:
     """Calls `function(completion, item)` or `function(completion, item, sample)` for each sample, one after the other.
 
@@ -32,13 +77,8 @@ class FunctionGrader:
         Raises:
             GraderError: the function does not take two or three positional arguments.
         """
-        self.function = function
-        self.timeout_s = timeout_s
-        self.name = getattr(function, "__qualname__", repr(function))
-        self._takes_sample = _takes_sample(function, self.name)
-        self._worker: _Worker | None = None
-        self._abandoned = 0
-        self._lock = threading.Lock()
+        self.call = TimedFunction(function, timeout_s=timeout_s, what="grader")
+        self._takes_sample = _takes_sample(function, self.call.name)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Grade]:
         """Grade each sample; a call that raises, hangs or returns no finite number gives an outcome, not a score.
@@ -46,31 +86,19 @@ class FunctionGrader:
         Raises:
             GraderError: more than `MAX_ABANDONED` calls hang.
         """
-        with self._lock:
-            return [self._grade(sample) for sample in samples]
+        return [self._grade(sample) for sample in samples]
 
     def _grade(self, sample: Sample) -> Grade:
-        if self._worker is None:
-            self._worker = _Worker()
-        arguments = (sample.text, dict(sample.prompt.item), *((sample,) if self._takes_sample else ()))
+        name = self.call.name
         try:
-            value = self._worker.call(self.function, arguments, self.timeout_s)
-        except queue.Empty:
-            self._abandon()
-            return Grade(None, Outcome.TIMED_OUT, reason=f"{self.name} took longer than {self.timeout_s:g} s")
-        if isinstance(value, BaseException):
-            return Grade(None, Outcome.CRASHED, reason=f"{self.name} raised {type(value).__name__}: {value}")
-        return _as_grade(value, self.name)
-
-    def _abandon(self) -> None:
-        """A thread cannot be killed; leave it behind and count it."""
-        self._worker = None
-        self._abandoned += 1
-        if self._abandoned > MAX_ABANDONED:
-            raise GraderError(
-                f"grader '{self.name}': {self._abandoned} calls took longer than grader.timeout_s = {self.timeout_s:g} "
-                "and still run. Mend the function, or raise the limit if it is merely slow."
+            value = self.call(
+                sample.text, dict(sample.prompt.item), *((sample,) if self._takes_sample else ())
             )
+        except TimeoutError as error:
+            return Grade(None, Outcome.TIMED_OUT, reason=str(error))
+        if isinstance(value, BaseException):
+            return Grade(None, Outcome.CRASHED, reason=f"{name} raised {type(value).__name__}: {value}")
+        return _as_grade(value, name)
 
 
 class _Worker:
