@@ -92,11 +92,12 @@ def test_all_masked_and_none_scored():
         assert credit.denominators == [0]
     appraised = Appraisal(old_values={1: np.zeros(2, np.float32)})
     credit = credit_values(
-        Evidence([ending(StopReason.LENGTH)], [graded(1.0)], [appraised], longest=2), PPO(overlong=masked)
+        Evidence([ending(StopReason.LENGTH)], [graded(1.0)], appraisals=[appraised], longest=2),
+        PPO(overlong=masked),
     )
     assert flat(credit.trees[0]) == {}
     for give, settings in [(credit_leave_one_out, RLOO()), (credit_values, PPO())]:
-        nothing = give(Evidence([group(2)], [graded(None)], [Appraisal()], longest=2), settings)
+        nothing = give(Evidence([group(2)], [graded(None)], appraisals=[Appraisal()], longest=2), settings)
         assert (nothing.groups, [flat(own) for own in nothing.trees]) == (0, [{}])
 
 
@@ -137,7 +138,7 @@ def appraised(values: dict[int, list[float]], kl: dict[int, list[float]] | None 
     ],
 )
 def test_ppo_by_hand_at_both_ends_of_lambda(gae_lambda, advantages, targets):
-    evidence = Evidence([group(3)], [graded(1.0)], [appraised({1: [0.5, 0.25, 0.75]})])
+    evidence = Evidence([group(3)], [graded(1.0)], appraisals=[appraised({1: [0.5, 0.25, 0.75]})])
     credit = credit_values(evidence, PPO(gamma=0.5, gae_lambda=gae_lambda, whiten=False))
     [own] = credit.trees
     assert flat(own) == approx({1: (advantages, [1 / 3] * 3)})
@@ -149,7 +150,7 @@ def test_ppo_whitens_over_the_tokens_of_the_batch():
     evidence = Evidence(
         [group(1, 2), group(1, row=1)],
         [graded(1.0, 0.0), graded(3.0)],
-        [appraised({1: [0.0], 2: [0.0, 0.0]}), appraised({1: [0.0]})],
+        appraisals=[appraised({1: [0.0], 2: [0.0, 0.0]}), appraised({1: [0.0]})],
     )
     credit = credit_values(evidence, PPO(gae_lambda=1.0))
     raw = torch.tensor([1.0, 0.0, 0.0, 3.0])
@@ -162,7 +163,7 @@ def test_ppo_whitens_over_the_tokens_of_the_batch():
 
 def test_ppo_pays_for_kl_token_by_token_and_steers_its_weight():
     # β = 0.1, k1 = 2 and 3: rewards -0.2 and 1 - 0.3; returns (γ = 1) 0.5 and 0.7
-    evidence = Evidence([group(2)], [graded(1.0)], [appraised({1: [0.0, 0.0]}, {1: [2.0, 3.0]})])
+    evidence = Evidence([group(2)], [graded(1.0)], appraisals=[appraised({1: [0.0, 0.0]}, {1: [2.0, 3.0]})])
     kl = AdaptiveKL(coefficient=0.1, target=4.0, horizon=10)
     credit = credit_values(evidence, PPO(gae_lambda=1.0, whiten=False, kl=kl))
     assert flat(credit.trees[0])[1][0] == pytest.approx([0.5, 0.7])
@@ -172,14 +173,16 @@ def test_ppo_pays_for_kl_token_by_token_and_steers_its_weight():
     # 5 / 4 - 1 = 0.25, at most 0.2, for 1 of 10 completions
     assert credit.carried == pytest.approx({"kl_coefficient": 0.1 * 1.02})
     again = credit_values(
-        Evidence(evidence.trees, evidence.grades, evidence.appraisals, carried={"kl_coefficient": 0.2}),
+        Evidence(
+            evidence.trees, evidence.grades, appraisals=evidence.appraisals, carried={"kl_coefficient": 0.2}
+        ),
         PPO(gae_lambda=1.0, whiten=False, kl=kl),
     )
     assert flat(again.trees[0])[1][0] == pytest.approx([0.0, 0.4])
 
 
 def test_ppo_with_kl_in_the_loss_leaves_the_reward_alone():
-    evidence = Evidence([group(2)], [graded(1.0)], [appraised({1: [0.0, 0.0]}, {1: [2.0, 3.0]})])
+    evidence = Evidence([group(2)], [graded(1.0)], appraisals=[appraised({1: [0.0, 0.0]}, {1: [2.0, 3.0]})])
     kl = AdaptiveKL(coefficient=0.1, place="loss", estimator="k3")
     credit = credit_values(evidence, PPO(gae_lambda=1.0, whiten=False, kl=kl))
     assert flat(credit.trees[0])[1][0] == pytest.approx([1.0, 1.0])
@@ -190,7 +193,9 @@ def test_ppo_with_kl_in_the_loss_leaves_the_reward_alone():
 def test_kl_in_the_reward_of_a_group(estimator, penalty):
     # the first completion left the anchor by k1 = log 2 at its one token; the second did not
     kl = KL(coefficient=0.5, place="reward", estimator=estimator)
-    evidence = Evidence([group(1, 1)], [graded(1.0, 1.0)], [appraised({}, {1: [math.log(2)], 2: [0.0]})])
+    evidence = Evidence(
+        [group(1, 1)], [graded(1.0, 1.0)], appraisals=[appraised({}, {1: [math.log(2)], 2: [0.0]})]
+    )
     credit = credit_relative(evidence, GRPO(scale="none", kl=kl))
     assert flat(credit.trees[0]) == approx({1: ([-0.25 * penalty], [0.5]), 2: ([0.25 * penalty], [0.5])})
 

@@ -17,8 +17,8 @@ from graft.algorithms import ALGORITHMS
 from graft.config import RunConfig
 from graft.config_file import check_config
 from graft.crediting import Evidence
-from graft.tree import Tree
-from graft.types import Appraisal, Credit, Grade
+from graft.tree import Kind, Tree
+from graft.types import Appraisal, Credit, Critique, Grade, StopReason
 from graft.update.packing import pack
 from graft.update.policy import PolicyForward, Precision
 from graft.update.step import POLICY, VALUE, StepResult, ValueTerm, optimise, policy_loss
@@ -29,6 +29,8 @@ from tests.update.test_exactness import load, relative
 IN_LOSS = {"kl": {"coefficient": 0.1, "estimator": "k3"}, "entropy": {"coefficient": 0.01}}
 CAPPED = {"engine_weight_cap": 2.0, "overlong": {"buffer_share": 0.5}}
 
+CLIPPED = {"clip": {"low": 0.05, "high": 0.05, "dual": 3.0}, "value": {"clip": 0.1}}
+
 CASES: dict[str, list[dict[str, Any]]] = {
     "reinforce": [{}, IN_LOSS | CAPPED],
     "rloo": [{}, IN_LOSS | {"clip": {"dual": 1.5}}],
@@ -38,6 +40,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "gspo": [{}, IN_LOSS | CAPPED],
     "cispo": [{"weight_cap": 1.05}, IN_LOSS],
     "ppo": [{}, CAPPED | {"kl": {"coefficient": 0.2}, "whiten": False, "value": {"coefficient": 0.5}}],
+    "rft": [
+        {},
+        CLIPPED
+        | {"ratio": "segment_mean", "gae_lambda": 0.9, "rewards": {"overall": "shared", "whiten": "full"}},
+        {
+            "ratio": "token",
+            "kl": {"coefficient": 0.1},
+            "entropy": {"coefficient": 0.01},
+            "engine_weight_cap": 2.0,
+        },
+    ],
     "sft": [{"worked": "key:worked"}, {"worked": "key:worked", "reduction": "sample_mean"}],
 }
 
@@ -65,12 +78,38 @@ def evidence_of(trees: Sequence[Tree], rng: np.random.Generator) -> Evidence:
             for n in range(1, len(tree))
         }
 
+    def critique(tree: Tree, leaf: int) -> Critique:
+        thoughts = len(tree.path(leaf)) - 2
+        scores = rng.integers(0, 11, size=(2, thoughts)).astype(float).tolist()
+        return Critique(float(rng.integers(0, 11)), tuple(scores[0]), tuple(scores[1]))
+
     return Evidence(
         trees,
         [{leaf: Grade(float(rng.integers(0, 3))) for leaf in tree.leaves()} for tree in trees],
-        [Appraisal(noise(t, -5.7, 0.2), noise(t, -5.7, 0.3), noise(t, 0.0, 0.5)) for t in trees],
+        [{leaf: critique(tree, leaf) for leaf in tree.leaves()} for tree in trees],
+        appraisals=[Appraisal(noise(t, -5.7, 0.2), noise(t, -5.7, 0.3), noise(t, 0.0, 0.5)) for t in trees],
         longest=12,
     )
+
+
+def chains(tree: Tree) -> Tree:
+    """Each completion cut into thoughts of two tokens and an answer; a completion of one token is an answer."""
+    cut = Tree(tree.prompt)
+    for _ in tree.groups():
+        cut.new_group()
+    for node in tree.nodes[1:]:
+        parent = 0
+        for a in range(0, len(node), 2):
+            last = a + 2 >= len(node)
+            parent = cut.add(
+                parent,
+                node.tokens[a : a + 2],
+                node.engine_logprobs[a : a + 2],
+                group=0 if node.group < 0 else node.group,
+                kind=Kind.ANSWER if last else Kind.THOUGHT,
+                stop=StopReason.EOS if last else StopReason.CUT,
+            )
+    return cut
 
 
 def step(
@@ -78,8 +117,9 @@ def step(
 ) -> tuple[StepResult, torch.Tensor]:
     """The result and the gradient, as the distance that plain gradient descent goes."""
     model = load(folder, torch.float64)
-    value = None
+    value = term = None
     if hasattr(settings, "value"):
+        term = ValueTerm(settings.value.coefficient, settings.value.clip)
         value = ValueModel(32, trunk=None, dtype=torch.float64, device=torch.device("cpu"))
         torch.nn.init.normal_(value.head.weight, generator=torch.Generator().manual_seed(0))
     forward = PolicyForward(model, Precision("exact", torch.device("cpu")), value)
@@ -92,7 +132,7 @@ def step(
             lambda tokens: ALGORITHMS[name].loss(tokens, settings),
             temperature=0.8,
             entropy_gradient=isinstance(settings, Sampled) and settings.entropy.coefficient != 0,
-            value=None if value is None else ValueTerm(settings.value.coefficient, settings.value.clip),
+            value=term,
         ),
         torch.optim.SGD(groups, lr=1.0),
         pack(evidence.trees, credits, token_budget=budget, appraisals=evidence.appraisals),
@@ -115,9 +155,11 @@ def test_no_packing_changes_the_gradient(tiny_model_folder, name, changes):
     rng = np.random.default_rng(3)
     settings = settings_of(name, changes)
     # three different tokens: many beginnings are equal, and merged where they stand in one micro-batch
-    trees = [random_group(rng, row=i, vocabulary=6) for i in range(4)]
+    trees = [random_group(rng, row=i, vocabulary=6) for i in range(3)]
     if isinstance(settings, SFT):
         trees = [random_group(rng, row=i, samples=1, vocabulary=6) for i in range(6)]
+    if name == "rft":
+        trees = [chains(tree) for tree in trees]
     evidence = evidence_of(trees, rng)
     credit = ALGORITHMS[name].credit(evidence, settings)
     whole, gradient = step(tiny_model_folder, name, settings, evidence, credit.trees, 10_000)
@@ -138,19 +180,27 @@ def sum_over_samples(
     """The gradient with each sample in a step of its own, nothing shared and nothing merged."""
     total = torch.zeros(())
     for index, tree in enumerate(evidence.trees):
-        for leaf in credits[index].weights:
-            alone = Tree(tree.prompt)
-            node = tree.nodes[leaf]
-            alone.add(
-                0, node.tokens, node.engine_logprobs, group=alone.new_group(), kind=node.kind, stop=node.stop
-            )
-            own = Evidence([alone], [{}], [_moved(evidence.appraisals[index], leaf)])
-            credit = _moved(credits[index], leaf)
-            total = total + step(folder, name, settings, own, [credit], 10_000)[1]
+        for leaf in tree.leaves():
+            path = [node for node in tree.path(leaf)[1:] if node in credits[index].weights]
+            if not path:
+                continue
+            alone, parent = Tree(tree.prompt), 0
+            group = alone.new_group()
+            for node in map(tree.nodes.__getitem__, path):
+                parent = alone.add(
+                    parent, node.tokens, node.engine_logprobs, group=group, kind=node.kind, stop=node.stop
+                )
+            own = Evidence([alone], appraisals=[_moved(evidence.appraisals[index], path)])
+            total = total + step(folder, name, settings, own, [_moved(credits[index], path)], 10_000)[1]
     return total
 
 
-def _moved(record: Any, leaf: int) -> Any:
-    """What a record says of one node, as if that were node 1."""
+def _moved(record: Any, path: Sequence[int]) -> Any:
+    """What a record says of the nodes of a path, as if these were nodes 1, 2, ..."""
     maps = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    return type(record)(**{name: {1: own[leaf]} if leaf in own else {} for name, own in maps.items()})
+    return type(record)(
+        **{
+            name: {i: own[node] for i, node in enumerate(path, start=1) if node in own}
+            for name, own in maps.items()
+        }
+    )

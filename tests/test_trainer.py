@@ -77,7 +77,9 @@ def one_step(trainer: Trainer, number: int = 1) -> StepResult:
     appraisals = trainer.appraise(trees, [everything(tree) for tree in trees], old=True)
     grades = [{leaf: Grade(float(rng.integers(0, 3))) for leaf in tree.leaves()} for tree in trees]
     settings = trainer.phase.settings
-    credit = ALGORITHMS[settings.name].credit(Evidence(trees, grades, appraisals, longest=16), settings)
+    credit = ALGORITHMS[settings.name].credit(
+        Evidence(trees, grades, appraisals=appraisals, longest=16), settings
+    )
     return trainer.update(number, trees, credit, appraisals, progress=None, where="here")
 
 

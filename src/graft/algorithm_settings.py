@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from graft.critics.settings import CriticSettings, Equations
 from graft.section import Section
+from graft.segments.settings import Segments
 
 
 class Clip(Section):
@@ -136,12 +138,6 @@ class Sampled(Section):
     group_size: int = Field(default=1, ge=1)
     """Samples for each prompt."""
 
-    reduction: Reduction = "sample_mean"
-    """From token losses to one number: `sample_mean` (mean over the tokens of a sample, then over samples),
-    `token_mean` (over all trained tokens of the step), `constant` (sum over tokens divided by
-    `sampling.max_new_tokens`, then mean over samples)."""
-
-    overlong: Overlong = Overlong()
     kl: KL = KL()
     entropy: Entropy = Entropy()
 
@@ -151,10 +147,21 @@ class Sampled(Section):
     @property
     def updates(self) -> int:
         """Optimiser steps on each batch of samples."""
-        return 1
+        return getattr(self, "updates_per_batch", 1) * getattr(self, "minibatches", 1)
 
 
-class Reused(Sampled):
+class WholeSamples(Sampled):
+    """Algorithms that score completions as a whole."""
+
+    reduction: Reduction = "sample_mean"
+    """From token losses to one number: `sample_mean` (mean over the tokens of a sample, then over samples),
+    `token_mean` (over all trained tokens of the step), `constant` (sum over tokens divided by
+    `sampling.max_new_tokens`, then mean over samples)."""
+
+    overlong: Overlong = Overlong()
+
+
+class Reused(Section):
     """Algorithms that may take several optimiser steps on one batch of samples."""
 
     updates_per_batch: int = Field(default=1, ge=1)
@@ -163,13 +170,8 @@ class Reused(Sampled):
     minibatches: int = Field(default=1, ge=1)
     """Parts that a pass cuts the batch into, between prompts; each is an optimiser step."""
 
-    @property
-    def updates(self) -> int:
-        """Optimiser steps on each batch of samples."""
-        return self.updates_per_batch * self.minibatches
 
-
-class Grouped(Reused):
+class Grouped(WholeSamples, Reused):
     """Algorithms whose baseline is the group."""
 
     group_size: int = Field(default=8, ge=2)
@@ -257,7 +259,7 @@ class RLOO(Grouped):
     clip: TokenClip = TokenClip()
 
 
-class Reinforce(Sampled):
+class Reinforce(WholeSamples):
     """REINFORCE with a running mean of the rewards as baseline."""
 
     name: Literal["reinforce"] = "reinforce"
@@ -266,7 +268,7 @@ class Reinforce(Sampled):
     """Share of the running mean that is left after a step."""
 
 
-class PPO(Reused):
+class PPO(WholeSamples, Reused):
     """Proximal policy optimisation with a value model."""
 
     name: Literal["ppo"] = "ppo"
@@ -288,6 +290,93 @@ class PPO(Reused):
     kl: AdaptiveKL = AdaptiveKL()  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
 
 
+class Rewards(Section):
+    """How the critic's scores become rewards of segments: the deck's symbols; formulas in `credit/rewards.py`."""
+
+    overall: Literal["every_segment", "shared"] = "every_segment"
+    """`every_segment`: G stands in every C_k, so that the sum of the rewards grows with the number of segments;
+    `shared`: G / M in each."""
+
+    std_epsilon: float = Field(default=1e-6, gt=0)
+    """ε_std (score²): inside the root of a standard deviation."""
+
+    boost: float = 1.0
+    """α: multiplies Ŝ_k where it is 0 or more."""
+
+    dampen: float = 0.5
+    """δ: multiplies Ŝ_k where it is below 0."""
+
+    progress_window: int = Field(default=3, ge=1)
+    """W (segments): progress is compared with the mean of the last so many."""
+
+    progress_gain: float = Field(default=10.0, gt=0)
+    """κ⁺ (score): divides what progress earns."""
+
+    progress_loss: float = Field(default=10.0, gt=0)
+    """κ⁻ (score): divides what a step back costs."""
+
+    thought_divisor: float = Field(default=10.0, gt=0)
+    """λ (score): m_k = S_k / λ."""
+
+    answer_scale: float = 1.0
+    """ρ: the reward of the answer is ρ G."""
+
+    floor_multiplier: float | None = None
+    """α_1: C_k is at least α_1 ρ G. None: no floor. With G = 0 a floor pays every segment of a wrong answer."""
+
+    ceiling_offset: float | None = None
+    """α_2 (score): C_k is at most ρ G + α_2. None: no ceiling."""
+
+    normalise: bool = False
+    """Bring the C_k of each completion to mean 0 and standard deviation 1; this takes G out of them."""
+
+    whiten: Literal["none", "scale", "full"] = "scale"
+    """All R_k of the rollout batch: `scale` divides by their standard deviation; `full` also subtracts the mean, which
+    pays or charges for every further segment."""
+
+
+class PolicyKL(KL):
+    """Penalty for leaving the anchor, in the loss of every token."""
+
+    coefficient: float = Field(default=0.01, ge=0)
+    """β, the weight of the penalty. At 0 it does not train and costs nothing."""
+
+    place: Literal["loss"] = "loss"  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
+    """Rewards are the critic's: the penalty stands in the loss."""
+
+    of: Literal["policy", "rollout"] = "policy"
+    """`policy`: KL of the policy in training to the anchor, the penalty that was meant; `rollout`: of the policy that
+    sampled, as the deck prints it: reported, and without a gradient."""
+
+    anchor: Literal["initial", "rollout"] = "initial"
+    """The model that training started with, or the policy that sampled the batch."""
+
+
+class RFT(Sampled, Reused):
+    """Reinforcement fine-tuning: a critic scores every thought, each segment is credited by a value model."""
+
+    name: Literal["rft"] = "rft"
+
+    segments: Segments = Segments()
+    critic: CriticSettings = Equations()
+    rewards: Rewards = Rewards()
+
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount a segment."""
+
+    gae_lambda: float = Field(default=0.0, ge=0, le=1)
+    """λ of generalised advantage estimation over segments: 0 is the deck's one-step target, with the advantage taken
+    anew in every update from the value in training."""
+
+    ratio: Literal["segment", "segment_mean", "token"] = "segment"
+    """`segment`: the product of the segment's token ratios, the deck's; `segment_mean`: their geometric mean (a
+    gradient N_k times smaller; clip at about 0.05); `token`: each token its own."""
+
+    clip: TokenClip = TokenClip()
+    value: Value = Value(coefficient=0.5)
+    kl: PolicyKL = PolicyKL()  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
+
+
 class SFT(Section):
     """Supervised fine-tuning: cross-entropy on worked completions, the prompt not trained."""
 
@@ -301,10 +390,10 @@ class SFT(Section):
 
 
 AlgorithmSettings = Annotated[
-    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | SFT, Field(discriminator="name")
+    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | RFT | SFT, Field(discriminator="name")
 ]
 
 ALGORITHM_NAMES: tuple[str, ...] = tuple(
     section.model_fields["name"].default
-    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, SFT)
+    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, RFT, SFT)
 )

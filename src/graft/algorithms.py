@@ -20,6 +20,7 @@ from graft.crediting import (
     credit_values,
     credit_worked,
 )
+from graft.crediting_segments import credit_segments
 from graft.losses import (
     TokenBatch,
     TokenLoss,
@@ -27,6 +28,7 @@ from graft.losses import (
     loss_clipped_sequence,
     loss_cross_entropy,
     loss_reinforce,
+    loss_segments,
     loss_weighted,
 )
 
@@ -51,5 +53,6 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "gspo": Algorithm(samples=True, credit=credit_relative, loss=loss_clipped_sequence),
     "cispo": Algorithm(samples=True, credit=credit_relative, loss=loss_weighted),
     "ppo": Algorithm(samples=True, credit=credit_values, loss=loss_clipped),
+    "rft": Algorithm(samples=True, credit=credit_segments, loss=loss_segments),
     "sft": Algorithm(samples=False, credit=credit_worked, loss=loss_cross_entropy),
 }

@@ -172,9 +172,9 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int, terminal: 
         ResourceError: memory ran out.
         Interrupted: Ctrl-C or SIGTERM.
     """
+    from graft.assemble import sampling_settings
     from graft.evaluation import evaluate as evaluate_prompts
     from graft.interrupt import Interrupt
-    from graft.loop import sampling_settings
     from graft.memory import memory_errors
     from graft.model import plain_state
     from graft.report.terminal import Activity

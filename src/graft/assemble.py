@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from graft.config import Data, Model, Rollout, RunConfig
+from graft.algorithm_settings import RFT
+from graft.config import Data, Model, Rollout, RunConfig, Sampling
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
 from graft.data.rows import Row, read_rows
@@ -29,7 +30,9 @@ from graft.platform import read_cpu
 from graft.rollout import llama_decoder
 from graft.rollout.decoder import Decoder
 from graft.rollout.hf_decoder import HuggingFaceDecoder
+from graft.rollout.sampling import SamplingSettings
 from graft.rollout.torch_engine import TorchEngine
+from graft.thoughts import ThoughtCritic, open_thought_critic
 from graft.types import Prompt
 from graft.update.policy import PolicyForward, Precision, check_packed_forward
 
@@ -47,6 +50,7 @@ class Parts:
     engine: TorchEngine | None
     encoder: ChatEncoder
     grader: BuiltGrader | None
+    critic: ThoughtCritic | None
     train: Sequence[Prompt]
     held_out: Sequence[Prompt]
     device: torch.device
@@ -57,7 +61,9 @@ class Parts:
     """Decisions worth a line on the terminal, e.g. why the generic engine is used."""
 
     def close(self) -> None:
-        """Close what the grader holds open."""
+        """Close what grader and critic hold open."""
+        if self.critic is not None:
+            self.critic.close()
         if self.grader is not None:
             self.grader.close()
 
@@ -101,6 +107,17 @@ def assemble(
     if grader is not None:
         engine, note = build_engine(config.rollout, policy, precision)
         notes += [note] if note else []
+    critic = None
+    if isinstance(config.algorithm, RFT) and engine is not None and grader is not None:
+        critic = open_thought_critic(
+            config,
+            config.algorithm,
+            encoder,
+            engine=engine,
+            grader=grader,
+            sampling=sampling_settings(config.sampling),
+            device=str(device),
+        )
     dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
     if dropped:
         notes.append(
@@ -113,6 +130,7 @@ def assemble(
         engine=engine,
         encoder=encoder,
         grader=grader,
+        critic=critic,
         train=train,
         held_out=held_out,
         device=device,
@@ -296,6 +314,17 @@ def build_engine(settings: Rollout, policy: Policy, precision: Precision) -> tup
     if decoder is None:
         decoder = HuggingFaceDecoder(config, dtype=dtype, device=precision.device)
     return TorchEngine(decoder, slots=settings.slots, eos_ids=policy.eos_ids), note
+
+
+def sampling_settings(sampling: Sampling, *, temperature: float | None = None) -> SamplingSettings:
+    """The section as plain values."""
+    return SamplingSettings(
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature if temperature is None else temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+    )
 
 
 def fingerprint(device: torch.device, precision: Precision, engine: TorchEngine | None) -> dict[str, Any]:

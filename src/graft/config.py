@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from graft.algorithm_settings import GRPO, AlgorithmSettings
 from graft.grading.check import check_grader, dump_grader
-from graft.section import Section
+from graft.section import Section, tag_of
 
 
 class Adapter(Section):
@@ -402,12 +402,16 @@ def section_at(path: tuple[str, ...], data: dict[str, Any]) -> type[Section] | N
             chosen = data
             for key in path[: index + 1]:
                 chosen = chosen.get(key, {}) if isinstance(chosen, dict) else {}
-            name = chosen.get("name", "grpo") if isinstance(chosen, dict) else "grpo"
-            candidates = [c for c in candidates if c.model_fields["name"].default == name] or candidates[:1]
+            candidates = [c for c in candidates if _is_chosen(c, chosen)] or candidates[:1]
         if not candidates:
             return None
         current = candidates[0]
     return current
+
+
+def _is_chosen(kind: type[BaseModel], data: Any) -> bool:
+    tag = tag_of(kind)
+    return isinstance(data, dict) and data.get(tag) == kind.model_fields[tag].default
 
 
 def _flatten(annotation: Any) -> list[Any]:

@@ -28,6 +28,7 @@ from graft.algorithm_settings import (
     Reduction,
     Reinforce,
     Sampled,
+    WholeSamples,
 )
 from graft.credit.gae import generalised_advantages, penalised_rewards
 from graft.credit.group import group_relative_advantages, leave_one_out_advantages, without_signal
@@ -38,7 +39,7 @@ from graft.objective.kl import ESTIMATORS, adapted_coefficient
 from graft.objective.reduce import constant_weights, sample_mean_weights, token_mean_weights
 from graft.objective.value import explained_variance
 from graft.tree import Tree
-from graft.types import Appraisal, Credit, Grade, StopReason
+from graft.types import Appraisal, Credit, Critique, Grade, StopReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,9 @@ class Evidence:
     trees: Sequence[Tree]
     grades: Sequence[Mapping[int, Grade]] = ()
     """Leaf -> grade. Empty where rows bring worked completions."""
+
+    critiques: Sequence[Mapping[int, Critique]] = ()
+    """Leaf -> critique. Empty where the algorithm has no critic."""
 
     appraisals: Sequence[Appraisal] = ()
     """Empty where the algorithm's credit does not ask for them."""
@@ -75,6 +79,9 @@ class StepCredit:
 
     facts: Mapping[str, float] = field(default_factory=dict)
     """Metrics."""
+
+    details: Sequence[Mapping[int, Mapping[str, float]]] = ()
+    """For the report, one a tree: node -> the numbers on the way to its credit, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +291,7 @@ def credit_whole_samples(
     evidence: Evidence,
     samples: Sequence[ScoredSample],
     advantages: Tensor,
-    settings: Sampled,
+    settings: WholeSamples,
     *,
     left_out: Sequence[bool] | None = None,
 ) -> tuple[list[Credit], list[float]]:
@@ -317,7 +324,7 @@ def trained_samples(samples: Sequence[ScoredSample], overlong: Overlong) -> list
     return [not (overlong.mask and sample.truncated) for sample in samples]
 
 
-def shaped_rewards(evidence: Evidence, samples: Sequence[ScoredSample], settings: Sampled) -> Tensor:
+def shaped_rewards(evidence: Evidence, samples: Sequence[ScoredSample], settings: WholeSamples) -> Tensor:
     """Score minus the penalty on length, minus β times the completion's KL where that stands in the reward.
 
     Returns:
@@ -330,7 +337,9 @@ def shaped_rewards(evidence: Evidence, samples: Sequence[ScoredSample], settings
     return rewards
 
 
-def length_shaped_scores(evidence: Evidence, samples: Sequence[ScoredSample], settings: Sampled) -> Tensor:
+def length_shaped_scores(
+    evidence: Evidence, samples: Sequence[ScoredSample], settings: WholeSamples
+) -> Tensor:
     """Score minus the penalty on length: float64 `[samples]`."""
     scores = torch.tensor([sample.score for sample in samples], dtype=torch.float64)
     buffer = round(settings.overlong.buffer_share * evidence.longest)

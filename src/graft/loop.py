@@ -9,9 +9,8 @@ from pathlib import Path
 
 from graft.algorithm_settings import SFT, Sampled
 from graft.algorithms import ALGORITHMS, Algorithm
-from graft.assemble import Parts, load_worked
+from graft.assemble import Parts, load_worked, sampling_settings
 from graft.collect import Drawn, collect
-from graft.config import Sampling
 from graft.crediting import Evidence, StepCredit, credit_needs_appraisal
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
@@ -27,11 +26,11 @@ from graft.report.terminal import Activity, Terminal
 from graft.report.trees import tree_record
 from graft.rollout.engine import Finished
 from graft.rollout.grow import grow_groups
-from graft.rollout.sampling import SamplingSettings
 from graft.state import checkpoint
 from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
 from graft.step_records import Step, evaluation_record, mean_kl, step_clock, step_record
+from graft.thoughts import ThoughtCritic
 from graft.trainer import Trainer, everything, penalised
 from graft.tree import Tree
 from graft.types import Grade, Prompt, Purpose
@@ -129,6 +128,15 @@ class Loop:
         )
         step.trees, step.grades = collected.kept.trees, collected.kept.grades
         step.discarded, step.rounds = collected.discarded, collected.rounds
+        if self.parts.critic is not None:
+            with step.timed("critic"):
+                self.criticise(self.parts.critic, step)
+
+    def criticise(self, critic: ThoughtCritic, step: Step) -> None:
+        """Completions become chains of thoughts, and a critic scores them."""
+        step.trees, step.grades = critic.cut(step.trees, step.grades)
+        rate = self.config.grading.max_failure_rate
+        step.critiques = critic.criticise(step.trees, step.grades, max_failure_rate=rate)
 
     def grading(self) -> GradingBeside:
         """What judges finished samples while others still grow."""
@@ -181,6 +189,7 @@ class Loop:
         evidence = Evidence(
             trees=step.trees,
             grades=step.grades,
+            critiques=step.critiques,
             appraisals=step.appraisals,
             longest=self.config.sampling.max_new_tokens,
             carried=self.state.carried,
@@ -274,9 +283,19 @@ class Loop:
         if phase.stage is Stage.TRAIN:
             self.state.carried = dict(step.credit.carried)
         if phase.stage is Stage.TRAIN and self.config.report.trees == "all" and step.grades:
-            for tree, grades, credit in zip(step.trees, step.grades, step.credit.trees, strict=True):
-                decode = self.parts.encoder.decode
-                self.folder.append_tree(tree_record(step.number, phase.stage, tree, grades, decode, credit))
+            for index, tree in enumerate(step.trees):
+                self.folder.append_tree(
+                    tree_record(
+                        step.number,
+                        phase.stage,
+                        tree,
+                        step.grades[index],
+                        self.parts.encoder.decode,
+                        step.credit.trees[index],
+                        critiques=step.critiques[index] if step.critiques else None,
+                        details=step.credit.details[index] if step.credit.details else None,
+                    )
+                )
         self.append(
             step_record(
                 step,
@@ -376,17 +395,6 @@ class Loop:
     def on_microbatch(self, tokens: int) -> None:
         """So many tokens have been through forward and backward."""
         self.interrupt.check()
-
-
-def sampling_settings(sampling: Sampling, *, temperature: float | None = None) -> SamplingSettings:
-    """The section as plain values."""
-    return SamplingSettings(
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature if temperature is None else temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-    )
 
 
 def _due(every: int | None, number: int) -> bool:

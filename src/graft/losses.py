@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graft.algorithm_settings import CISPO, DAPO, GRPO, GSPO, PPO, RLOO, SFT, DrGRPO, Reinforce, Sampled
+from graft.algorithm_settings import CISPO, DAPO, GRPO, GSPO, PPO, RFT, RLOO, SFT, DrGRPO, Reinforce, Sampled
+from graft.credit.gae import td_advantages
 from graft.objective.clip import ClippedLoss, cispo_loss, clipped_policy_loss, truncated_importance_weight
 from graft.objective.kl import ESTIMATORS
 
@@ -77,6 +78,35 @@ def loss_reinforce(tokens: TokenBatch, settings: Reinforce) -> TokenLoss:
     )
 
 
+def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
+    """Clipped surrogate with the ratio of each segment; with the deck's one-step target the advantage is taken from
+    the value in training."""
+    advantages = tokens.advantages
+    firsts = first_tokens(tokens.nodes)
+    if settings.gae_lambda == 0 and tokens.values is not None and tokens.value_targets is not None:
+        own = td_advantages(tokens.value_targets[firsts], tokens.values[firsts])
+        advantages = own.index_select(0, tokens.nodes)
+    clipped = clipped_policy_loss(
+        tokens.logprobs,
+        tokens.old_logprobs,
+        advantages,
+        clip_low=settings.clip.low,
+        clip_high=settings.clip.high,
+        ratio=settings.ratio,
+        nodes=tokens.nodes,
+        dual_clip=settings.clip.dual,
+    )
+    loss = _with_regularisers(clipped, tokens, settings)
+    return TokenLoss(
+        loss.per_token, {**loss.facts, "segments_clipped_share": clipped.was_clipped[firsts].float()}
+    )
+
+
+def first_tokens(nodes: Tensor) -> Tensor:
+    """Index of the first token of each node: `[N]` -> `[nodes]`."""
+    return (nodes.diff(prepend=nodes.new_tensor([-1])) != 0).nonzero()[:, 0]
+
+
 def loss_cross_entropy(tokens: TokenBatch, settings: SFT) -> TokenLoss:
     """-log π of each token of the worked completion."""
     return TokenLoss(-tokens.logprobs, {})
@@ -89,7 +119,11 @@ def _with_regularisers(loss: ClippedLoss, tokens: TokenBatch, settings: Sampled)
         per_token = per_token * truncated_importance_weight(
             tokens.old_logprobs, tokens.engine_logprobs, cap=settings.engine_weight_cap
         )
-    if settings.kl.coefficient and settings.kl.place == "loss":
+    if (
+        settings.kl.coefficient
+        and settings.kl.place == "loss"
+        and getattr(settings.kl, "of", "policy") == "policy"
+    ):
         assert tokens.anchor_logprobs is not None
         penalty = ESTIMATORS[settings.kl.estimator](tokens.logprobs, tokens.anchor_logprobs)
         per_token = per_token + settings.kl.coefficient * penalty

@@ -70,10 +70,9 @@ class Run:
             DataError: a prompt cannot be templated or is too long.
             ResourceError: memory ran out.
         """
-        from graft.assemble import build_engine
+        from graft.assemble import build_engine, sampling_settings
         from graft.data.chat import prompts_from_rows
         from graft.data.rows import read_rows
-        from graft.loop import sampling_settings
         from graft.memory import memory_errors
         from graft.model import plain_state
         from graft.rollout.sampling import stream_key

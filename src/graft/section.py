@@ -15,3 +15,8 @@ class Section(BaseModel):
         allow_inf_nan=False,
         ser_json_inf_nan="constants",  # tables that are passed on, like `data.options`, may hold any number
     )
+
+
+def tag_of(kind: type[BaseModel]) -> str:
+    """The key that chooses this kind of section where there are several: `name`, or `type`."""
+    return next(key for key in ("name", "type") if key in kind.model_fields)

@@ -16,6 +16,7 @@ from graft.crediting import StepCredit
 from graft.evaluation import Evaluation
 from graft.objective.kl import k3
 from graft.report.metrics import Moment, Stage
+from graft.thoughts import LeafCritiques, critique_metrics
 from graft.tree import Tree
 from graft.types import Appraisal, Grade, StopReason
 from graft.update.step import StepResult
@@ -36,6 +37,7 @@ class Step:
     rounds: int = 1
     """Rounds of sampling."""
 
+    critiques: Sequence[LeafCritiques] = ()
     appraisals: Sequence[Appraisal] = ()
     credit: StepCredit | None = None
     result: StepResult | None = None
@@ -52,8 +54,9 @@ class Step:
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens that the engine drew, also for what was discarded."""
-        return sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
+        """Tokens that the engine drew, also for what was discarded and for the critic."""
+        drawn = sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
+        return drawn + sum(critique.sampled_tokens for own in self.critiques for critique in own.values())
 
 
 @contextmanager
@@ -129,6 +132,7 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
         metrics["sampling_rounds"] = step.rounds
         metrics["groups_discarded"] = len(step.discarded.trees)
         metrics["tokens_discarded"] = step.discarded.sampled_tokens
+    metrics |= critique_metrics(step.critiques)
     metrics |= {f"part_{name}_mean": mean for name, mean in _part_means(grades).items()}
     faults = Counter(str(fault) for grade in grades for fault in grade.faults)
     metrics |= {f"grading_{fault}_count": count for fault, count in sorted(faults.items())}

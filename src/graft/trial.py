@@ -21,12 +21,11 @@ import torch
 
 from graft.algorithm_settings import SFT, Sampled
 from graft.algorithms import ALGORITHMS
-from graft.assemble import Parts, assemble, build_forward, frozen_copy, load_worked
+from graft.assemble import Parts, assemble, build_forward, frozen_copy, load_worked, sampling_settings
 from graft.config import RunConfig
 from graft.data.worked import worked_trees
 from graft.estimate import Estimate, Facts, Memory, Sampling, Speeds, Workload, decode_costs, estimate
 from graft.grading.beside import GradingBeside
-from graft.loop import sampling_settings
 from graft.memory import memory_errors, peak_memory_gb
 from graft.model import plain_state, trainable
 from graft.phases import Phase, phases_of

@@ -126,6 +126,7 @@ def test_which_metrics_depend_on_the_machine():
         "sample_seconds",
         "grade_seconds",
         "update_seconds",
+        "critic_seconds",
         "load_seconds",
         "step_seconds",
         "evaluation_seconds",

@@ -71,6 +71,13 @@ ALGORITHMS = {
         "kl": {"coefficient": 0.1, "target": 0.05, "horizon": 20},
         "value": {"warmup_steps": 2, "learning_rate": 1e-2},
     },
+    "rft": {
+        "name": "rft",
+        "group_size": 2,
+        "segments": {"cutter": "tokens:4"},
+        "updates_per_batch": 2,
+        "value": {"learning_rate": 1e-2},
+    },
     "ppo-separate": {
         "name": "ppo",
         "group_size": 2,

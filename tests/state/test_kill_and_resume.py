@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
         ("auto", "full", "grpo", 20),
         ("generic", "adapter", "grpo", 4),
         ("auto", "full", "ppo", 6),
+        ("auto", "full", "rft", 6),
         ("auto", "full", "ppo-separate", 4),
         ("auto", "full", "dapo", 4),
         ("auto", "full", "reinforce", 3),

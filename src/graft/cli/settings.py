@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from graft.cli.common import AsJson, print_json
+from graft.section import tag_of
 
 WIDTH = 100
 TYPE_NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "value"}
@@ -130,14 +131,14 @@ def _sections(
         kinds = _section_kinds(field.annotation)
         if kinds:
             inner.append((dotted, field, kinds))
-        elif name != "name" or not chosen_by:
+        elif not chosen_by or name != chosen_by.split()[0]:
             value = _default_of(field) if default is None else _as_toml(getattr(default, name))
             own.append(Setting(dotted, _type_of(field), value, _one_line(field.description)))
     title = f"[{path}]" if path else ""
     yield SettingsSection(path, title + (f" {chosen_by}" if chosen_by else ""), _help_of(kind), tuple(own))
     for dotted, field, kinds in inner:
         for each in kinds:
-            named = f'name = "{each.model_fields["name"].default}"' if len(kinds) > 1 else None
+            named = _tag(each) if len(kinds) > 1 else None
             instead = field.default if isinstance(field.default, each) else None
             for section in _sections(each, dotted, chosen_by=named, default=instead):
                 yield _with_optional(section, dotted, field)
@@ -217,6 +218,12 @@ def _as_toml(value: Any) -> str:
             else "{}"
         )
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _tag(kind: type[BaseModel]) -> str:
+    """What chooses this kind in a file: `name = "grpo"`, `type = "judge"`."""
+    key = tag_of(kind)
+    return f'{key} = "{kind.model_fields[key].default}"'
 
 
 def _default_in_words(entry: Setting) -> str:

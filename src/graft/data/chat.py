@@ -83,9 +83,16 @@ class ChatEncoder:
 
     def decode(self, tokens: Tokens | Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
+        return self._decode(tokens, skip_special_tokens=True)
+
+    def decode_all(self, tokens: Tokens | Sequence[int]) -> str:
+        """The text of token ids, special tokens included: some tokenizers hold tags such as `<think>` for special."""
+        return self._decode(tokens, skip_special_tokens=False)
+
+    def _decode(self, tokens: Tokens | Sequence[int], *, skip_special_tokens: bool) -> str:
         return self._tokenizer.decode(
             np.asarray(tokens, dtype=np.int64).tolist(),
-            skip_special_tokens=True,
+            skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
 

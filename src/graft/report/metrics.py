@@ -155,6 +155,47 @@ _DECLARED = (
         "judge_prompt_tokens", "tokens", "Tokens that judge models read; answers from the cache took none."
     ),
     Metric("judge_completion_tokens", "tokens", "Tokens that judge models wrote."),
+    # Thoughts and their critic
+    Metric(
+        "segments_per_completion",
+        "segments",
+        "Mean number of segments (thoughts and answer) of a completion. With the overall score in every segment, more "
+        "segments earn more.",
+        "Segments a completion",
+        special=True,
+    ),
+    Metric("critic_thought_mean", "score", "Mean of the critic's score of a thought, S."),
+    Metric("critic_progress_mean", "score", "Mean of the critic's progress score, P."),
+    Metric(
+        "standardised_thought_mean", "", "Mean of Ŝ, boosted or dampened: the thought's part of a reward."
+    ),
+    Metric("progress_effect_mean", "", "Mean of Q, the progress's part of a reward."),
+    Metric(
+        "critic_agreement",
+        "",
+        "Correlation, over the step's completions, of the mean thought score with the grader's score. A critic that is "
+        "being gamed drifts away from the grader.",
+        "Critic and grader",
+        "better",
+        special=True,
+    ),
+    Metric("segments_clipped_share", "share", "Share of segments whose gradient the clip stopped."),
+    Metric("critic_failed", "completions", "Completions that the critic could not score.", higher_is="worse"),
+    Metric("critic_calls", "calls", "Requests that the critic made."),
+    Metric(
+        "critic_tokens_sampled",
+        "tokens",
+        "Tokens that the policy drew for the critic; they count as generated.",
+    ),
+    Metric("critic_prompt_tokens", "tokens", "Tokens that the critic's judge models read."),
+    Metric("critic_completion_tokens", "tokens", "Tokens that the critic's judge models wrote."),
+    Metric(
+        "critic_seconds",
+        "s",
+        "Time of the critic's calls, those side by side added up.",
+        higher_is="worse",
+        wall_clock=True,
+    ),
     # The update
     Metric(
         "entropy",

@@ -4,7 +4,10 @@
      "groups": 1, "nodes": [...],                 # Tree.to_json(); with the kept tokens of truncated sampling
      "texts": {"0": "...", "1": "..."},                             # node id: decoded text
      "grades": {"1": {"score": 1.0, "outcome": "graded", "parts": {}, "reason": ""}},   # leaf id
-     "advantages": {"1": 0.87}}                                     # node id: mean over its tokens
+     "advantages": {"1": 0.87},                                     # node id: mean over its tokens
+     "critiques": {"3": {"overall": 10.0, "thoughts": [10.0, 0.0], "progress": [5.0, 5.0],
+                         "reasons": ["", "3 + 4 is 7"], "outcome": "graded", "problem": ""}},   # leaf id; with a critic
+     "numbers": {"1": {"S": 10.0, "P": 5.0, "A": 0.3}}}             # node id: what led to its advantage, where told
 
 Trees of an evaluation also have its `moment`. A node without an advantage does not train.
 """
@@ -19,7 +22,7 @@ from typing import Any, TypeVar
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import to_plain
 from graft.tree import ROOT, Tree
-from graft.types import Credit, Grade, Tokens
+from graft.types import Credit, Critique, Grade, Tokens
 
 T = TypeVar("T")
 
@@ -33,6 +36,8 @@ def tree_record(
     credit: Credit | None = None,
     *,
     moment: Moment | str | None = None,
+    critiques: Mapping[int, Critique] | None = None,
+    details: Mapping[int, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """One line of `trees.jsonl`.
 
@@ -44,12 +49,22 @@ def tree_record(
         decode: token ids to text.
         credit: what the tree trained on; None for an evaluation.
         moment: when the evaluation was made; None in training.
+        critiques: leaf id to what the critic says of its thoughts; None without a critic.
+        details: node id to the numbers that led to its advantage, by name; None where none are told.
 
     Keys of the row that have no JSON form are left out.
     """
     record: dict[str, Any] = {"step": int(step), "stage": str(Stage(stage))}
     if moment is not None:
         record["moment"] = str(Moment(moment))
+    told: dict[str, Any] = {}
+    if critiques is not None:
+        told["critiques"] = {str(leaf): _critique(critique) for leaf, critique in critiques.items()}
+    if details is not None:
+        told["numbers"] = {
+            str(node): {name: float(f"{value:.7g}") for name, value in own.items()}
+            for node, own in details.items()
+        }
     return {
         **record,
         "row": int(tree.prompt.row),
@@ -62,6 +77,7 @@ def tree_record(
             str(node): float(f"{advantages.mean():.7g}")
             for node, advantages in ({} if credit is None else credit.advantages).items()
         },
+        **told,
     }
 
 
@@ -224,6 +240,17 @@ def _grade(grade: Grade) -> dict[str, Any]:
         "outcome": str(grade.outcome),
         "parts": {name: float(part) for name, part in grade.parts.items()},
         "reason": grade.reason,
+    }
+
+
+def _critique(critique: Critique) -> dict[str, Any]:
+    return {
+        "overall": critique.overall,
+        "thoughts": list(critique.thoughts),
+        "progress": list(critique.progress),
+        "reasons": list(critique.reasons),
+        "outcome": str(critique.outcome),
+        "problem": critique.problem,
     }
 
 

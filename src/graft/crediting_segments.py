@@ -1,0 +1,178 @@
+"""RFT: a critic's scores of the thoughts -> rewards, targets and advantages of segments.
+
+The deck, "Reward Processing" and "Chain-of-Thought RFT Objective"; the formulas are in `credit/rewards.py` and
+`credit/gae.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graft.algorithm_settings import RFT, Rewards
+from graft.credit.gae import generalised_advantages
+from graft.credit.rewards import SegmentRewards, chain_rewards
+from graft.credit.whiten import whiten
+from graft.crediting import Evidence, StepCredit
+from graft.objective.reduce import segment_sum_weights
+from graft.objective.value import explained_variance
+from graft.tree import Kind
+from graft.types import Credit, Critique
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedChain:
+    """A completion with a grade and a critique."""
+
+    tree: int
+    nodes: Sequence[int]
+    """Its segments in order: thoughts, then the answer if there is one."""
+
+    lengths: Sequence[int]
+    """Tokens of each segment."""
+
+    critique: Critique
+    rewards: SegmentRewards
+    values: Tensor
+    """V_rollout of the state before each segment, float64."""
+
+
+def credit_segments(evidence: Evidence, settings: RFT) -> StepCredit:
+    """Target Y_k and advantage A_k of each segment, which all of its tokens share."""
+    chains = judged_chains(evidence, settings)
+    groups = {(c.tree, evidence.trees[c.tree].nodes[c.nodes[0]].group) for c in chains}
+    if not chains:
+        return StepCredit([Credit({}, {}, {}, {}) for _ in evidence.trees], 0, 0, [0.0] * len(evidence.trees))
+    sizes = [len(chain.nodes) for chain in chains]
+    flat = torch.cat([chain.rewards.rewards for chain in chains])
+    rewards = whiten(flat, how=settings.rewards.whiten).split(sizes)
+    weights = segment_sum_weights(
+        torch.tensor([n for chain in chains for n in chain.lengths]), completions_in_step=len(chains)
+    ).split(sizes)
+    credits = [Credit({}, {}, {}, {}) for _ in evidence.trees]
+    details: list[dict[int, dict[str, float]]] = [{} for _ in evidence.trees]
+    denominators = [0.0] * len(evidence.trees)
+    targets: list[Tensor] = []
+    for chain, own, share in zip(chains, rewards, weights, strict=True):
+        estimates = generalised_advantages(
+            own, chain.values, gamma=settings.gamma, gae_lambda=settings.gae_lambda
+        )
+        targets.append(estimates.targets)
+        denominators[chain.tree] += 1
+        credit = credits[chain.tree]
+        for k, node in enumerate(chain.nodes):
+            _give(credit, node, chain.lengths[k], estimates.advantages[k], estimates.targets[k], share[k])
+            details[chain.tree][node] = {
+                **_numbers(chain, k),
+                "R": float(own[k]),
+                "V": float(chain.values[k]),
+                "Y": float(estimates.targets[k]),
+                "A": float(estimates.advantages[k]),
+            }
+    facts = _facts(evidence, chains)
+    explained = explained_variance(torch.cat([chain.values for chain in chains]), torch.cat(targets))
+    if explained is not None:
+        facts["value_explained_variance"] = explained
+    return StepCredit(credits, len(groups), len(groups), denominators, facts=facts, details=details)
+
+
+def judged_chains(evidence: Evidence, settings: RFT) -> list[JudgedChain]:
+    """All completions that have a grade and a critique, with their rewards before whitening."""
+    chains = []
+    for index, tree in enumerate(evidence.trees):
+        for leaf, critique in evidence.critiques[index].items():
+            if evidence.grades[index][leaf].score is None or not critique.scored:
+                continue
+            assert critique.overall is not None
+            nodes = tree.path(leaf)[1:]
+            values = evidence.appraisals[index].old_values
+            chains.append(
+                JudgedChain(
+                    tree=index,
+                    nodes=nodes,
+                    lengths=[len(tree.nodes[node]) for node in nodes],
+                    critique=critique,
+                    rewards=process(
+                        critique,
+                        settings.rewards,
+                        scale=settings.critic.scale,
+                        answered=tree.nodes[leaf].kind is Kind.ANSWER,
+                    ),
+                    values=torch.tensor([float(values[node][0]) for node in nodes], dtype=torch.float64),
+                )
+            )
+    return chains
+
+
+def process(critique: Critique, rewards: Rewards, *, scale: float, answered: bool) -> SegmentRewards:
+    """The deck's reward processing of one completion, in float64."""
+    assert critique.overall is not None
+    return chain_rewards(
+        torch.tensor(critique.thoughts, dtype=torch.float64),
+        torch.tensor(critique.progress, dtype=torch.float64),
+        float(critique.overall),
+        answered=answered,
+        critic_scale=scale,
+        **rewards.model_dump(exclude={"whiten"}),
+    )
+
+
+def _give(credit: Credit, node: int, length: int, advantage: Tensor, target: Tensor, weight: Tensor) -> None:
+    """Every token of a segment trains with the segment's advantage; its value is that of its first state."""
+    first = np.zeros(length)
+    first[0] = 1.0
+    credit.advantages[node] = np.full(length, float(advantage), dtype=np.float32)  # pyright: ignore[reportIndexIssue]
+    credit.weights[node] = np.full(length, float(weight))  # pyright: ignore[reportIndexIssue]
+    credit.value_targets[node] = np.full(length, float(target), dtype=np.float32)  # pyright: ignore[reportIndexIssue]
+    credit.value_weights[node] = first * float(weight) * length  # pyright: ignore[reportIndexIssue]
+
+
+def _numbers(chain: JudgedChain, k: int) -> dict[str, float]:
+    """S, P and what they became, of segment k; the answer has none of them."""
+    if k >= len(chain.critique.thoughts):
+        return {}
+    own = chain.rewards
+    return {
+        "S": float(chain.critique.thoughts[k]),
+        "P": float(chain.critique.progress[k]),
+        "Ŝ": float(own.standardised[k]),
+        "E": float(own.factor[k]),
+        "Q": float(own.effect[k]),
+        "C": float(own.combined[k]),
+    }
+
+
+def _facts(evidence: Evidence, chains: Sequence[JudgedChain]) -> dict[str, float]:
+    """Metrics of segments and critic."""
+    facts = {"segments_per_completion": fmean(len(chain.nodes) for chain in chains)}
+    thoughts = [chain for chain in chains if chain.critique.thoughts]
+    if not thoughts:
+        return facts
+    facts |= {
+        "critic_thought_mean": fmean(s for c in thoughts for s in c.critique.thoughts),
+        "critic_progress_mean": fmean(p for c in thoughts for p in c.critique.progress),
+        "standardised_thought_mean": fmean(torch.cat([c.rewards.standardised for c in thoughts]).tolist()),
+        "progress_effect_mean": fmean(torch.cat([c.rewards.effect for c in thoughts]).tolist()),
+    }
+    means = [fmean(chain.critique.thoughts) for chain in thoughts]
+    scores = [_score(evidence, chain) for chain in thoughts]
+    agreement = correlation(means, scores)
+    return facts if agreement is None else {**facts, "critic_agreement": agreement}
+
+
+def _score(evidence: Evidence, chain: JudgedChain) -> float:
+    score = evidence.grades[chain.tree][chain.nodes[-1]].score
+    assert score is not None
+    return float(score)
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Pearson's, or None where one of them does not vary."""
+    if len(one) < 2 or min(one) == max(one) or min(other) == max(other):
+        return None
+    return float(np.corrcoef(one, other)[0, 1])

@@ -1,0 +1,170 @@
+"""Completions -> thoughts -> critiques: the stage between grading and credit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.algorithm_settings import RFT
+from graft.config import RunConfig
+from graft.critics.build import CriticServices, models_of, open_critic
+from graft.data.chat import ChatEncoder
+from graft.errors import GraderError
+from graft.graders import open_grader, open_judges
+from graft.grading.schema import GraderSpec
+from graft.rollout.engine import Engine
+from graft.rollout.sampling import SamplingSettings
+from graft.segments.cut import chains_of, cut_tree
+from graft.segments.cutter import Cutter
+from graft.segments.settings import open_cutter
+from graft.tree import Tree
+from graft.types import Critic, Critique, Grade, Grader, Tokens
+
+LeafCritiques = Mapping[int, Critique]
+"""Leaf -> critique of the chain that ends there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtCritic:
+    """Cuts completions into thoughts and has them scored."""
+
+    cutter: Cutter
+    critic: Critic
+    decode: Callable[[Tokens], str]
+    """Token ids -> text without special tokens."""
+
+    tags: Sequence[str]
+    """Spellings around thoughts that critics do not see."""
+
+    held: ExitStack
+
+    def cut(
+        self, trees: Sequence[Tree], grades: Sequence[Mapping[int, Grade]]
+    ) -> tuple[list[Tree], list[Mapping[int, Grade]]]:
+        """Whole completions become chains; their grades go to the chains' leaves."""
+        chains = [cut_tree(tree, self.cutter) for tree in trees]
+        moved: list[Mapping[int, Grade]] = [
+            {leaf: own[old] for old, leaf in zip(tree.leaves(), chain.leaves(), strict=True)}
+            for tree, chain, own in zip(trees, chains, grades, strict=True)
+        ]
+        return chains, moved
+
+    def criticise(
+        self, trees: Sequence[Tree], grades: Sequence[Mapping[int, Grade]], *, max_failure_rate: float
+    ) -> list[LeafCritiques]:
+        """Scores of the thoughts of every graded completion.
+
+        Args:
+            trees: chains.
+            grades: theirs; completions without a score are not shown to the critic.
+            max_failure_rate: largest share of completions that the critic may fail on.
+
+        Raises:
+            GraderError: it failed on more; the message counts the reasons.
+        """
+        graded = [{leaf: grade for leaf, grade in own.items() if grade.score is not None} for own in grades]
+        chains = [
+            {
+                leaf: chain
+                for leaf, chain in chains_of(tree, own, self.decode, tags=self.tags).items()
+                if leaf in own
+            }
+            for tree, own in zip(trees, graded, strict=True)
+        ]
+        critiques = list(self.critic([chain for own in chains for chain in own.values()]))
+        refuse_failures(critiques, max_failure_rate)
+        remaining = iter(critiques)
+        return [{leaf: next(remaining) for leaf in own} for own in chains]
+
+    def close(self) -> None:
+        """Close connections and processes."""
+        self.held.close()
+
+
+def refuse_failures(critiques: Sequence[Critique], max_failure_rate: float) -> None:
+    """Raise if the critic failed on too many completions.
+
+    Raises:
+        GraderError: counts the reasons.
+    """
+    failed = [critique for critique in critiques if not critique.scored]
+    if len(failed) > max_failure_rate * len(critiques):
+        reasons = Counter(f"{critique.outcome}: {critique.problem}" for critique in failed).most_common(3)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        raise GraderError(
+            f"the critic failed on {len(failed)} of {len(critiques)} completions (allowed: "
+            f"grading.max_failure_rate = {max_failure_rate:g}). {listed}"
+        )
+
+
+def open_thought_critic(
+    config: RunConfig,
+    settings: RFT,
+    encoder: ChatEncoder,
+    *,
+    engine: Engine,
+    grader: Grader,
+    sampling: SamplingSettings,
+    device: str,
+) -> ThoughtCritic:
+    """The cutter and the critic that the settings describe, with the servers they need.
+
+    Raises:
+        ConfigError: a key, a service or a function is missing.
+        GraderError: a library, a server or the sandbox is missing.
+        ModelError: a process reward model cannot be used.
+    """
+    base = Path(config.base)
+    with ExitStack() as opened:
+        judges = None
+        if models := models_of(settings.critic):
+            judges = open_judges(config.grading.judge, models)
+            opened.callback(judges.close)
+
+        def open_inner(spec: GraderSpec) -> Grader:
+            inner = open_grader(spec, config.grading, base=base)
+            opened.callback(inner.close)
+            return inner
+
+        critic = open_critic(
+            settings.critic,
+            CriticServices(
+                base=base,
+                judges=judges,
+                calls_at_once=config.grading.concurrency,
+                open_grader=open_inner,
+                engine=engine,
+                grader=grader,
+                decode=encoder.decode,
+                sampling=sampling,
+                seed=config.seed,
+                device=device,
+            ),
+        )
+        tags = [tag for tag in (settings.segments.think_open, settings.segments.think_close) if tag]
+        return ThoughtCritic(
+            open_cutter(settings.segments, encoder.decode_all), critic, encoder.decode, tags, opened.pop_all()
+        )
+
+
+def critique_metrics(critiques: Sequence[LeafCritiques]) -> dict[str, object]:
+    """What the critic took. Empty where there is none."""
+    flat = [critique for own in critiques for critique in own.values()]
+    if not flat:
+        return {}
+    usage = [tokens for critique in flat for tokens in critique.usage.values()]
+    metrics: dict[str, object] = {
+        "critic_failed": sum(not critique.scored for critique in flat),
+        "critic_calls": sum(critique.calls for critique in flat),
+        "critic_seconds": sum(critique.seconds for critique in flat),
+    }
+    sampled = sum(critique.sampled_tokens for critique in flat)
+    if sampled:
+        metrics["critic_tokens_sampled"] = sampled
+    if usage:
+        metrics["critic_prompt_tokens"] = sum(tokens.prompt for tokens in usage)
+        metrics["critic_completion_tokens"] = sum(tokens.completion for tokens in usage)
+    return metrics
