@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from graft.types import Critique, Outcome
 from tests.critics.chains import make_chain
 
 
-def judge(*thoughts: str, scale: float = 10.0, factor: float = 0.5, **chain: object) -> Critique:
+def judge(*thoughts: str, scale: float = 10.0, factor: float = 0.5, **chain: Any) -> Critique:
     critic = EquationsCritic(scale=scale, unknown_operand_factor=factor)
     [critique] = critic([make_chain(*thoughts, **chain)])
     return critique

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -14,12 +14,12 @@ from graft.rollout.engine import Continuation, Finished
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.sampling import SamplingSettings
 from graft.rollout.torch_engine import TorchEngine
-from graft.types import Chain, Grade, Outcome, Sample, StopReason
+from graft.types import Chain, Grade, Outcome, Sample, StopReason, Tokens
 from tests.conftest import build_tiny_config
 from tests.critics.chains import make_chain
 
 
-def decode(tokens: Sequence[int]) -> str:
+def decode(tokens: Tokens) -> str:
     return "".join(chr(int(token)) for token in tokens)
 
 
@@ -33,7 +33,7 @@ class PlannedEngine:
         self.asked: list[str] = []
         self.keys: dict[str, list[int]] = {}
 
-    def load_weights(self, state: dict[str, torch.Tensor], version: int) -> None: ...
+    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None: ...
 
     def drop_weights(self) -> None: ...
 

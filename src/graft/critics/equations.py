@@ -22,7 +22,7 @@ from graft.types import Chain, Critique
 
 
 class EquationsCritic:
-    """Checks arithmetic. Needs no model, and takes about a tenth of a millisecond a line."""
+    """Checks arithmetic. Needs no model; a line takes a fraction of a millisecond."""
 
     def __init__(self, *, scale: float, unknown_operand_factor: float) -> None:
         """
