@@ -36,7 +36,7 @@ from graft.tree import Tree
 from graft.types import Grade, Prompt, Purpose
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward
-from graft.update.step import learning_rate_at, optimise, score_batches
+from graft.update.step import learning_rate_at, learning_rate_by_share, optimise, score_batches
 
 ACTIVITIES = {Stage.WARM_START: Activity.WARM_START, Stage.TRAIN: Activity.TRAINING}
 
@@ -73,23 +73,44 @@ class Loop:
 
     def run_phase(self, phase: Phase) -> None:
         """The optimiser steps of one phase that are still to do."""
-        done = self.state.steps.get(phase.stage, 0)
-        if done >= phase.steps:
+        if self.has_ended(phase):
             return
         algorithm = ALGORITHMS[phase.settings.name]
         cursor = self.open_cursor(phase)
         self.optimizer = self.open_optimizer(phase)
         self.anchor = self.open_anchor(phase)
-        self.terminal.begin(ACTIVITIES[phase.stage], phase.steps, done=done)
-        for number in range(done + 1, phase.steps + 1):
-            with step_clock(number) as step:
+        self.begin_bar(phase)
+        while not self.has_ended(phase):
+            drawn_before = self.state.generated_tokens
+            with step_clock(self.state.steps.get(phase.stage, 0) + 1) as step:
                 self.step(phase, algorithm, step, cursor)
             self.record_step(phase, step, cursor)
-            last = number == phase.steps
-            if _due(self.config.evaluation.every, number) and not last and phase.stage is Stage.TRAIN:
+            if self.has_ended(phase):
+                break
+            if phase.stage is Stage.TRAIN and self.is_measuring_due(step.number, drawn_before):
                 self.measure(Moment.DURING)
-            if _due(self.config.checkpoints.every, number) and not last:
+            if _due(self.config.checkpoints.every, step.number):
                 self.save()
+
+    def has_ended(self, phase: Phase) -> bool:
+        """Whether nothing of it is left to do."""
+        steps = self.state.steps.get(phase.stage, 0)
+        return phase.ended(steps=steps, generated_tokens=self.state.generated_tokens)
+
+    def is_measuring_due(self, number: int, drawn_before: int) -> bool:
+        """Whether held-out rows are to be measured after step `number`, before which so many tokens were drawn."""
+        tokens = self.config.evaluation.every_generated_tokens
+        reached = tokens is not None and self.state.generated_tokens // tokens > drawn_before // tokens
+        return reached or _due(self.config.evaluation.every, number)
+
+    def begin_bar(self, phase: Phase) -> None:
+        """Progress in steps, or in tokens where these say how long the phase is."""
+        activity = ACTIVITIES[phase.stage]
+        if phase.generated_tokens is not None:
+            self.terminal.begin_tokens(activity, phase.generated_tokens, done=self.state.generated_tokens)
+        else:
+            assert phase.steps is not None
+            self.terminal.begin(activity, phase.steps, done=self.state.steps.get(phase.stage, 0))
 
     def step(self, phase: Phase, algorithm: Algorithm, step: Step, cursor: PromptCursor) -> None:
         """Prompts -> trees -> grades -> credit -> batches -> weights."""
@@ -244,6 +265,7 @@ class Loop:
 
     def record_step(self, phase: Phase, step: Step, cursor: PromptCursor) -> None:
         """Count the step as done and write what happened."""
+        learning_rate = self.learning_rate(phase, step.number)
         self.state.steps[phase.stage] = step.number
         self.state.cursors[phase.stage] = cursor.state()
         self.state.train_seconds += step.seconds["step"]
@@ -257,7 +279,7 @@ class Loop:
             step_record(
                 step,
                 stage=phase.stage,
-                learning_rate=self.learning_rate(phase, step.number),
+                learning_rate=learning_rate,
                 threshold=self.config.evaluation.threshold,
                 generated_tokens=self.state.generated_tokens,
                 peak_memory_gb=peak_memory_gb(self.parts.device),
@@ -363,15 +385,18 @@ class Loop:
             engine.load_weights(plain_state(self.parts.policy), self.state.number)
 
     def learning_rate(self, phase: Phase, number: int) -> float:
-        """Of step `number`, the first being 1."""
-        return learning_rate_at(
-            number - 1,
-            steps=phase.steps,
-            peak=phase.optimizer.learning_rate,
-            schedule=phase.optimizer.schedule,
-            warmup_steps=phase.optimizer.warmup_steps,
-            final_fraction=phase.optimizer.final_fraction,
-        )
+        """Of step `number`, the first being 1; asked before the step's tokens are counted as drawn."""
+        schedule = {
+            "peak": phase.optimizer.learning_rate,
+            "schedule": phase.optimizer.schedule,
+            "warmup_steps": phase.optimizer.warmup_steps,
+            "final_fraction": phase.optimizer.final_fraction,
+        }
+        if phase.generated_tokens is not None:
+            share = self.state.generated_tokens / phase.generated_tokens
+            return learning_rate_by_share(number - 1, share=share, **schedule)
+        assert phase.steps is not None
+        return learning_rate_at(number - 1, steps=phase.steps, **schedule)
 
     def on_tokens(self, tokens: int) -> None:
         """The engine has drawn so many tokens in this call."""

@@ -234,7 +234,7 @@ def _opening_summary(parts: Parts, loop: Loop, former: Mapping[str, Any]) -> dic
         "seed": parts.config.seed,
         "model": parts.config.model.name,
         "algorithm": parts.config.algorithm.name,
-        "steps": loop.phases[-1].steps,
+        **({} if (steps := loop.phases[-1].steps) is None else {"steps": steps}),
         "training_rows": len(parts.train),
         "held_out_rows": len(parts.held_out),
         "parameters": sum(p.numel() for p in parts.policy.model.parameters()),
