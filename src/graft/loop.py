@@ -62,13 +62,15 @@ class Loop:
         self.anchor: PolicyForward | None = None
         self._restored_optimizer: Mapping[str, Tensor] = {}
 
-    def run(self) -> RunState:
-        """Go from where the run stands to its end."""
+    def run(self, until: Stage = Stage.TRAIN) -> RunState:
+        """Go from where the run stands to its end, or to that of its phase `until`."""
         self.measure(Moment.BEFORE)
         for phase in self.phases:
             self.run_phase(phase)
             self.measure(phase.after)
             self.save()
+            if phase.stage is until:
+                break
         return self.state
 
     def run_phase(self, phase: Phase) -> None:
