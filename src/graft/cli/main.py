@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from graft.cli.compare import compare
 from graft.cli.doctor import BAD_VERDICT, doctor
 from graft.cli.evaluate import evaluate
 from graft.cli.grade import grade
@@ -64,6 +65,7 @@ app.command("init")(init)
 app.command("train")(train)
 app.command("resume")(resume)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("report")(report)
 app.command("doctor")(doctor)
 app.command("validate")(validate)
