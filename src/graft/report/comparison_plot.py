@@ -75,7 +75,12 @@ def _panel(axes: Axes, comparison: Mapping[str, Any], axis: str, name: str) -> N
         )
         axes.plot(places, 100 * accuracies.mean(axis=0), style, color=color, linewidth=2, label=line["label"])
     if comparison["target"] is not None:
-        axes.axhline(100 * comparison["target"], color="0.5", linewidth=1, linestyle=(0, (4, 4)), zorder=0)
+        target = 100 * comparison["target"]
+        axes.axhline(target, color="0.5", linewidth=1, linestyle=(0, (4, 4)), zorder=0)
+        right_end = axes.get_yaxis_transform()
+        axes.text(
+            0.995, target, "target", transform=right_end, ha="right", va="bottom", color="0.4", fontsize=8
+        )
     axes.set_xlabel(name)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
