@@ -50,7 +50,7 @@ def write_plot(comparison: Mapping[str, Any], path: Path) -> Path:
         fontsize=11,
     )
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     figure.savefig(path)
     return path
 
@@ -76,11 +76,7 @@ def _panel(axes: Axes, comparison: Mapping[str, Any], axis: str, name: str) -> N
         axes.plot(places, 100 * accuracies.mean(axis=0), style, color=color, linewidth=2, label=line["label"])
     if comparison["target"] is not None:
         target = 100 * comparison["target"]
-        axes.axhline(target, color="0.5", linewidth=1, linestyle=(0, (4, 4)), zorder=0)
-        right_end = axes.get_yaxis_transform()
-        axes.text(
-            0.995, target, "target", transform=right_end, ha="right", va="bottom", color="0.4", fontsize=8
-        )
+        axes.axhline(target, color="0.5", linewidth=1, linestyle="--", zorder=0, label=f"target {target:g} %")
     axes.set_xlabel(name)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
