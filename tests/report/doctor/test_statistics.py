@@ -19,6 +19,8 @@ def test_a_trend_by_hand():
     assert line.sure_rise == 0
     exact = trend([2, 4, 6], [1, 2, 3])
     assert (exact.first, exact.last, exact.sure_rise) == pytest.approx((1, 3, 2))
+    rising = trend([0, 1, 2, 3], [0, 3, 4, 7])  # slope 2.2; residuals -0.2, 0.6, -0.6, 0.2
+    assert rising.sure_rise == pytest.approx(6.6 - 2 * 3 * math.sqrt(0.8 / 2 / 5))
     assert trend([1, 2], [5, 9]).sure_rise == 0  # two points: nothing tells the noise
 
 
