@@ -235,7 +235,15 @@ def test_every_finding_has_its_line():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"training": {"epochs": 2}}, "give either training.steps or training.epochs"),
+        (
+            {"training": {"epochs": 2}},
+            "give one of training.steps, training.epochs and training.generated_tokens",
+        ),
+        ({"training": {"generated_tokens": 2}}, "give one of training.steps, training.epochs"),
+        (
+            {"evaluation": {"every": 1, "every_generated_tokens": 5}},
+            "give either evaluation.every or evaluation.every_generated_tokens",
+        ),
         ({"data": {"source": "gym:chain_sum"}}, "data.rows: a 'gym:' source has no end"),
         ({"data": {"held_out": 5, "held_out_source": "x.jsonl"}}, "give either data.held_out (split off)"),
         ({"grader": {"type": "function"}}, "here.toml: grader.function: got nothing; wants a value"),
@@ -264,7 +272,9 @@ def test_settings_that_do_not_go_together(changes, words):
 
 def test_either_steps_or_epochs():
     assert check({"training": {"steps": None, "epochs": 2}}).training.epochs == 2
-    assert "give either" in refusal({"training": {"steps": None}})
+    assert "give one of" in refusal({"training": {"steps": None}})
+    sft = {"algorithm": {"name": "sft", "worked": "key:w"}}
+    assert "'sft' draws no tokens" in refusal({**sft, "training": {"steps": None, "generated_tokens": 5}})
 
 
 def test_settings_cannot_be_changed_after_checking():

@@ -226,6 +226,18 @@ def test_a_warm_start_changes_the_lengths_that_follow():
     assert work.written_bytes == 300 * ((1 + 1) + (1 + 3))  # at steps 3 of 4; 3, 6, 9 of 10; at both ends
 
 
+def test_a_budget_of_tokens_becomes_steps():
+    _, work = plan(
+        training={"generated_tokens": 4000, "prompts_per_step": 4},
+        algorithm={"group_size": 5},
+        evaluation={"every_generated_tokens": 1000},
+    )
+    [phase] = work.phases
+    assert phase.steps == 7  # 4 x 5 x 30 = 600 tokens a step
+    during = [e.times for e in work.evaluations if e.name == "measuring during training"]
+    assert during == [4]  # 4,200 tokens in all, passing 1,000, 2,000, 3,000 and 4,000
+
+
 @pytest.mark.parametrize(
     ("settings", "scorings"),
     [

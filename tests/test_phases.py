@@ -44,6 +44,16 @@ def test_a_warm_start_comes_first_with_an_optimizer_of_its_own():
     assert [second] == phases()
 
 
+def test_a_phase_ends_with_its_steps_or_with_its_tokens():
+    [by_steps] = phases()
+    assert not by_steps.ended(steps=9, generated_tokens=10**9)
+    assert by_steps.ended(steps=10, generated_tokens=0)
+    [by_tokens] = phases(training={"generated_tokens": 500})
+    assert by_tokens.steps is None
+    assert not by_tokens.ended(steps=10**9, generated_tokens=499)
+    assert by_tokens.ended(steps=1, generated_tokens=500)
+
+
 @pytest.mark.parametrize(
     ("rows", "epochs", "per_step", "steps"),
     [

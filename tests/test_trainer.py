@@ -80,7 +80,9 @@ def one_step(trainer: Trainer, number: int = 1) -> StepResult:
     credit = ALGORITHMS[settings.name].credit(
         Evidence(trees, grades, appraisals=appraisals, longest=16), settings
     )
-    return trainer.update(number, trees, credit, appraisals, progress=None, where="here")
+    return trainer.update(
+        number, trainer.learning_rates(number, 0), trees, credit, appraisals, progress=None, where="here"
+    )
 
 
 def moved(trainer: Trainer, number: int = 1) -> tuple[set[str], StepResult]:

@@ -39,6 +39,9 @@ Reward = Callable[..., Any] | str | Mapping[str, Any]
 NEW_RUN = "runs/run"
 """Where runs go that are given no folder: `runs/run`, `runs/run-2`, ..."""
 
+LENGTHS = {"steps", "epochs", "generated_tokens"}
+"""Settings that say how long a run trains."""
+
 
 def train(
     model: str | Path,
@@ -60,7 +63,8 @@ def train(
         run: folder that the run writes, which no run may have yet. Default: a new one, `runs/run-<number>`.
         quiet: print nothing. Everything is in the run folder all the same.
         **settings: any others, as tables (`training={"steps": 30}`) or with double underscores
-            (`training__steps=30`). Without `training.steps` or `training.epochs` it is one epoch.
+            (`training__steps=30`). Without a length (`training.steps`, `epochs` or `generated_tokens`) it is
+                one epoch.
 
     Raises:
         GraftError: its kind says what is wrong; see `graft/errors.py`.
@@ -79,7 +83,7 @@ def train(
         settings,
     )
     data.setdefault("training", {})
-    if isinstance(data["training"], dict) and not {"steps", "epochs"} & set(data["training"]):
+    if isinstance(data["training"], dict) and not LENGTHS & set(data["training"]):
         data["training"]["epochs"] = 1
     config = _check(data, run=free_run_folder(NEW_RUN) if run is None else str(run), where="graft.train")
     from graft.runs import start_run

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from graft.algorithm_settings import GRPO, AlgorithmSettings
+from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings
 from graft.grading.check import check_grader, dump_grader
 from graft.section import Section, tag_of
 
@@ -245,18 +245,22 @@ class Training(Section):
     """Rows for each optimiser step."""
 
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps (rollout batches) of the run. Give this or `epochs`."""
+    """Optimiser steps (rollout batches) of the run. Give this, `epochs` or `generated_tokens`."""
 
     epochs: int | None = Field(default=None, ge=1)
     """Passes over the training rows."""
+
+    generated_tokens: int | None = Field(default=None, ge=1)
+    """Tokens to draw for training: the step that reaches them is the last. What falls over the run, like the learning
+    rate, then follows the share that was drawn before the step."""
 
     microbatch_tokens: int = Field(default=1536, ge=1)
     """Tokens that go through the network at once; more is faster until the cache or memory is full."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either training.steps or training.epochs")
+        if sum(length is not None for length in (self.steps, self.epochs, self.generated_tokens)) != 1:
+            raise ValueError("give one of training.steps, training.epochs and training.generated_tokens")
         return self
 
 
@@ -281,6 +285,9 @@ class Evaluation(Section):
     every: int | None = Field(default=None, ge=1)
     """Steps between evaluations. Without it the run is measured before and after training."""
 
+    every_generated_tokens: int | None = Field(default=None, ge=1)
+    """Tokens drawn for training between evaluations, instead of `every`: measured where a step reaches a multiple."""
+
     samples: int = Field(default=1, ge=1)
     """Completions for each held-out row; pass@k is reported for k up to it."""
 
@@ -292,6 +299,12 @@ class Evaluation(Section):
 
     threshold: float = 1.0
     """A score of at least this counts as solved."""
+
+    @model_validator(mode="after")
+    def _one_distance(self) -> Evaluation:
+        if self.every is not None and self.every_generated_tokens is not None:
+            raise ValueError("give either evaluation.every or evaluation.every_generated_tokens")
+        return self
 
 
 class Checkpoints(Section):
@@ -384,6 +397,10 @@ class RunConfig(Section):
         if self.data.held_out and self.data.held_out_source:
             raise ValueError(
                 "give either data.held_out (split off) or data.held_out_source (rows of their own)"
+            )
+        if self.training.generated_tokens is not None and isinstance(self.algorithm, SFT):
+            raise ValueError(
+                f"training.generated_tokens: '{self.algorithm.name}' draws no tokens; give training.steps or epochs"
             )
         return self
 

@@ -59,38 +59,62 @@ class Loop:
         self.trainer: Trainer | None = None
         self._restored: Checkpoint | None = None
 
-    def run(self) -> RunState:
-        """Go from where the run stands to its end."""
+    def run(self, until: Stage = Stage.TRAIN) -> RunState:
+        """Go from where the run stands to its end, or to that of its phase `until`."""
         self.measure(Moment.BEFORE)
         for phase in self.phases:
             self.run_phase(phase)
             self.measure(phase.after)
             self.save()
+            if phase.stage is until:
+                break
         return self.state
 
     def run_phase(self, phase: Phase) -> None:
         """The optimiser steps of one phase that are still to do."""
-        done = self.state.steps.get(phase.stage, 0)
-        if done >= phase.steps:
+        if self.has_ended(phase):
             return
         cursor = self.open_cursor(phase)
+        done = self.state.steps.get(phase.stage, 0)
         self.trainer = Trainer(
             self.parts, phase, self.checkpoints, done=done, restored=self._restored if done else None
         )
         self._restored = None
-        self.terminal.begin(ACTIVITIES[phase.stage], phase.steps, done=done)
-        for number in range(done + 1, phase.steps + 1):
+        self.begin_bar(phase)
+        while not self.has_ended(phase):
             if cursor.remaining == 0:
-                self.terminal.say(f"the training rows are used up after {number - 1} steps")
+                self.terminal.say("the training rows are used up: the run ends here")
                 return
-            with step_clock(number) as step:
+            drawn_before = self.state.generated_tokens
+            with step_clock(self.state.steps.get(phase.stage, 0) + 1) as step:
                 self.step(phase, step, cursor)
             self.record_step(phase, step, cursor)
-            last = number == phase.steps
-            if _due(self.config.evaluation.every, number) and not last and phase.stage is Stage.TRAIN:
+            if self.has_ended(phase):
+                break
+            if phase.stage is Stage.TRAIN and self.is_measuring_due(step.number, drawn_before):
                 self.measure(Moment.DURING)
-            if _due(self.config.checkpoints.every, number) and not last:
+            if _due(self.config.checkpoints.every, step.number):
                 self.save()
+
+    def has_ended(self, phase: Phase) -> bool:
+        """Whether nothing of it is left to do."""
+        steps = self.state.steps.get(phase.stage, 0)
+        return phase.ended(steps=steps, generated_tokens=self.state.generated_tokens)
+
+    def is_measuring_due(self, number: int, drawn_before: int) -> bool:
+        """Whether held-out rows are to be measured after step `number`, before which so many tokens were drawn."""
+        tokens = self.config.evaluation.every_generated_tokens
+        reached = tokens is not None and self.state.generated_tokens // tokens > drawn_before // tokens
+        return reached or _due(self.config.evaluation.every, number)
+
+    def begin_bar(self, phase: Phase) -> None:
+        """Progress in steps, or in tokens where these say how long the phase is."""
+        activity = ACTIVITIES[phase.stage]
+        if phase.generated_tokens is not None:
+            self.terminal.begin_tokens(activity, phase.generated_tokens, done=self.state.generated_tokens)
+        else:
+            assert phase.steps is not None
+            self.terminal.begin(activity, phase.steps, done=self.state.steps.get(phase.stage, 0))
 
     def step(self, phase: Phase, step: Step, cursor: PromptCursor) -> None:
         """Prompts -> trees -> grades -> credit -> batches -> weights."""
@@ -215,8 +239,11 @@ class Loop:
             step.kl_to_initial = mean_kl(step.appraisals)
         if not several:  # the forward pass of the one update gives the old log-probabilities, to the bit
             step.appraisals = [replace(own, old_logprobs={}) for own in step.appraisals]
+        rates = trainer.learning_rates(step.number, self.state.generated_tokens)
+        step.learning_rate = rates[POLICY]
         return trainer.update(
             step.number,
+            rates,
             step.trees,
             step.credit,
             step.appraisals or None,
@@ -300,7 +327,7 @@ class Loop:
             step_record(
                 step,
                 stage=phase.stage,
-                learning_rate=self.trainer_of_phase.learning_rates(step.number)[POLICY],
+                learning_rate=step.learning_rate,
                 threshold=self.config.evaluation.threshold,
                 generated_tokens=self.state.generated_tokens,
                 peak_memory_gb=peak_memory_gb(self.parts.device),

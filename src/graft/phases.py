@@ -18,9 +18,26 @@ class Phase:
     settings: AlgorithmSettings
     optimizer: Optimizer
     rows_per_step: int
-    steps: int
+    steps: int | None
+    """None where `generated_tokens` says how long it is."""
+
     after: Moment
     """The measurement that follows it."""
+
+    generated_tokens: int | None = None
+    """Tokens drawn for training since the run began at which the phase ends."""
+
+    def ended(self, *, steps: int, generated_tokens: int) -> bool:
+        """Whether nothing is left to do.
+
+        Args:
+            steps: of this phase that were made.
+            generated_tokens: drawn for training since the run began.
+        """
+        if self.generated_tokens is not None:
+            return generated_tokens >= self.generated_tokens
+        assert self.steps is not None
+        return steps >= self.steps
 
 
 def phases_of(config: RunConfig, *, training_rows: int) -> list[Phase]:
@@ -39,7 +56,9 @@ def phases_of(config: RunConfig, *, training_rows: int) -> list[Phase]:
             )
         )
     training = config.training
-    steps = training.steps or math.ceil((training.epochs or 1) * training_rows / training.prompts_per_step)
+    steps = training.steps
+    if training.epochs is not None:
+        steps = math.ceil(training.epochs * training_rows / training.prompts_per_step)
     phases.append(
         Phase(
             stage=Stage.TRAIN,
@@ -48,6 +67,7 @@ def phases_of(config: RunConfig, *, training_rows: int) -> list[Phase]:
             rows_per_step=training.prompts_per_step,
             steps=steps,
             after=Moment.AFTER,
+            generated_tokens=training.generated_tokens,
         )
     )
     return phases

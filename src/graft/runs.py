@@ -134,6 +134,7 @@ def resume_run(
     rows: Sequence[Mapping[str, Any]] | None = None,
     reward: Reward | None = None,
     terminal: Terminal | None = None,
+    until: Stage = Stage.TRAIN,
 ) -> Run:
     """Go on with a run from its newest checkpoint; a run without one starts anew in its folder.
 
@@ -142,6 +143,7 @@ def resume_run(
         rows: the rows in memory that the run began with, if it did.
         reward: the function in memory that the run began with, if it did.
         terminal: where progress is shown.
+        until: stop with a checkpoint when this phase has ended; a run with phases to come is then `interrupted`.
 
     Raises:
         GraftError, Interrupted: as `start_run`.
@@ -153,7 +155,7 @@ def resume_run(
     check_grader(config, reward)
     terminal = terminal or Terminal()
     parts = _assemble(config, rows, reward, terminal)
-    return _go(parts, folder, terminal)
+    return _go(parts, folder, terminal, until)
 
 
 def check_grader(config: RunConfig, reward: Reward | None) -> None:
@@ -173,7 +175,7 @@ def _assemble(
     return assemble(config, rows=rows, reward=reward, progress=terminal.say)
 
 
-def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
+def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stage.TRAIN) -> Run:
     from graft.loop import Loop
 
     with ExitStack() as stack:
@@ -198,7 +200,7 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
             loop.watchers.append(writer.write)
         folder.write_summary(summary)
         try:
-            loop.run()
+            loop.run(until)
         except Interrupted as stopped:
             loop.save()
             summary = _closing_summary(summary, loop, folder, status="interrupted")
@@ -212,7 +214,8 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal) -> Run:
                 {**_closing_summary(summary, loop, folder, status="failed"), "error": str(error)}
             )
             raise
-        summary = _closing_summary(summary, loop, folder, status="finished")
+        status = "finished" if until is Stage.TRAIN else "interrupted"
+        summary = _closing_summary(summary, loop, folder, status=status)
         folder.write_summary(summary)
         write_report(folder.path, say=terminal.say)
     evaluations = [r for r in folder.read_metrics() if r["stage"] == Stage.EVALUATION]
@@ -233,7 +236,7 @@ def _opening_summary(parts: Parts, loop: Loop, former: Mapping[str, Any]) -> dic
         "seed": parts.config.seed,
         "model": parts.config.model.name,
         "algorithm": parts.config.algorithm.name,
-        "steps": loop.phases[-1].steps,
+        **({} if (steps := loop.phases[-1].steps) is None else {"steps": steps}),
         "training_rows": len(parts.train),
         "held_out_rows": len(parts.held_out),
         "parameters": sum(p.numel() for p in parts.policy.model.parameters()),

@@ -40,6 +40,9 @@ class Step:
     critiques: Sequence[LeafCritiques] = ()
     appraisals: Sequence[Appraisal] = ()
     credit: StepCredit | None = None
+    learning_rate: float = 0.0
+    """Of the policy."""
+
     result: StepResult | None = None
     kl_to_initial: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)

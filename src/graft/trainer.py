@@ -30,6 +30,7 @@ from graft.update.step import (
     StepResult,
     ValueTerm,
     learning_rate_at,
+    learning_rate_by_share,
     optimise,
     policy_loss,
     value_only_loss,
@@ -119,6 +120,7 @@ class Trainer:
     def update(
         self,
         number: int,
+        rates: Mapping[str, float],
         trees: Sequence[Tree],
         credit: StepCredit,
         appraisals: Sequence[Appraisal] | None,
@@ -130,6 +132,7 @@ class Trainer:
 
         Args:
             number: of the step; the first is 1.
+            rates: of `learning_rates`.
             trees: of the step.
             credit: theirs.
             appraisals: theirs, where the loss needs them.
@@ -155,7 +158,6 @@ class Trainer:
                 )
             )
 
-        rates = self.learning_rates(number)
         with memory_errors("the update", UPDATE_MEMORY):
             packed = [self.pack(trees, part, appraisals) for part in parts]
             for _ in range(passes):
@@ -167,21 +169,26 @@ class Trainer:
                         run(self._value_loss(), batches, {VALUE: rates[VALUE]})
         return _merged(results, first_pass=len(packed), main=passes * len(packed))
 
-    def learning_rates(self, number: int) -> dict[str, float]:
-        """Of each group of parameters at step `number`, the first being 1."""
+    def learning_rates(self, number: int, generated_tokens: int) -> dict[str, float]:
+        """Of each group of parameters at step `number`, the first being 1, before which so many tokens were drawn."""
         optimizer = self.phase.optimizer
         peaks = {POLICY: optimizer.learning_rate}
         if self.value_settings is not None:
             peaks[VALUE] = self.value_settings.learning_rate
+        schedule = {
+            "schedule": optimizer.schedule,
+            "warmup_steps": optimizer.warmup_steps,
+            "final_fraction": optimizer.final_fraction,
+        }
+        if self.phase.generated_tokens is not None:
+            share = min(generated_tokens / self.phase.generated_tokens, 1.0)
+            return {
+                name: learning_rate_by_share(number - 1, share=share, peak=peak, **schedule)
+                for name, peak in peaks.items()
+            }
+        assert self.phase.steps is not None
         return {
-            name: learning_rate_at(
-                number - 1,
-                steps=self.phase.steps,
-                peak=peak,
-                schedule=optimizer.schedule,
-                warmup_steps=optimizer.warmup_steps,
-                final_fraction=optimizer.final_fraction,
-            )
+            name: learning_rate_at(number - 1, steps=self.phase.steps, peak=peak, **schedule)
             for name, peak in peaks.items()
         }
 
@@ -234,7 +241,7 @@ class Trainer:
     def _open_optimizer(self) -> torch.optim.Optimizer:
         """AdamW, fresh at the start of a phase."""
         settings = self.phase.optimizer
-        rates = self.learning_rates(1)
+        rates = self.learning_rates(1, 0)
         named = self.parameters()
         groups = [
             {"name": name, "lr": rate, "params": [p for key, p in named.items() if _group_of(key) == name]}

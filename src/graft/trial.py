@@ -35,7 +35,7 @@ from graft.tree import Tree
 from graft.types import Credit, Prompt, Purpose, StopReason
 from graft.update.packing import MicroBatch, pack
 from graft.update.step import POLICY, optimise, policy_loss
-from graft.workload import PHASE_NAMES, has_anchor, largest_microbatch, plan_work, scorings, trained_share
+from graft.workload import PHASE_NAMES, has_anchor, largest_microbatch, plan_work, trained_share
 
 SAMPLING_SECONDS = 12.0
 """About the longest time for sampling the group; completions are cut off when they would take longer."""
@@ -272,7 +272,9 @@ def _try_update(parts: Parts, phases: Sequence[Phase], sampled: Sequence[Tree]) 
             rests.append(rest)
         tokens[PHASE_NAMES[phase.stage]] = median(timed)
     scoring = 0.0
-    if scorings(parts.config, phases[-1]):
+    settings = phases[-1].settings
+    needs_old = isinstance(settings, Sampled) and settings.updates > 1
+    if needs_old or has_anchor(parts.config, phases[-1]):
         batch = batches[-1][0]
         began = time.perf_counter()
         with torch.no_grad():

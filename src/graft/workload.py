@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from graft.algorithm_settings import Sampled
@@ -50,28 +51,32 @@ def plan_work(
         drawn = isinstance(phase.settings, Sampled)
         if not drawn and worked is not None:
             lengths = worked
+        batch = Sampling(
+            prompts=phase.rows_per_step,
+            samples=phase.settings.group_size if isinstance(phase.settings, Sampled) else 1,
+            prompt_tokens=prompt_tokens,
+            lengths=lengths,
+        )
+        steps = phase_steps(phase, batch)
         works.append(
             PhaseWork(
                 name=PHASE_NAMES[phase.stage],
-                steps=phase.steps,
-                batch=Sampling(
-                    prompts=phase.rows_per_step,
-                    samples=phase.settings.group_size if isinstance(phase.settings, Sampled) else 1,
-                    prompt_tokens=prompt_tokens,
-                    lengths=lengths,
-                ),
+                steps=steps,
+                batch=batch,
                 drawn=drawn,
                 updates=phase.settings.updates if isinstance(phase.settings, Sampled) else 1,
-                scorings=scorings(config, phase),
+                scorings=scorings(config, phase, steps),
                 trained_share=trained_share if drawn else 1.0,
             )
         )
         if phase.stage is Stage.TRAIN:
-            during = _times(config.evaluation.every, phase.steps)
+            during = _times(config.evaluation.every, steps) + _times(
+                config.evaluation.every_generated_tokens, round(steps * batch.tokens) if drawn else 0
+            )
             rows = min(config.evaluation.rows or held_out, held_out)
             measured.append((MOMENT_NAMES[Moment.DURING], during, rows, lengths))
         measured.append((MOMENT_NAMES[phase.after], 1, held_out, lengths))
-    saves = sum(1 + _times(config.checkpoints.every, phase.steps) for phase in phases)
+    saves = sum(1 + _times(config.checkpoints.every, work.steps) for work in works)
     return Workload(
         phases=works,
         evaluations=[
@@ -87,13 +92,21 @@ def plan_work(
     )
 
 
-def scorings(config: RunConfig, phase: Phase) -> float:
+def phase_steps(phase: Phase, batch: Sampling) -> int:
+    """Its optimiser steps; those that its tokens last for where it ends with these."""
+    if phase.generated_tokens is not None:
+        return math.ceil(phase.generated_tokens / batch.tokens)
+    assert phase.steps is not None
+    return phase.steps
+
+
+def scorings(config: RunConfig, phase: Phase, steps: int) -> float:
     """Forward passes without gradient over a step's batch, on average: the loop's `score`."""
     if not isinstance(phase.settings, Sampled):
         return 0.0
     reported = 0.0
     if phase.stage is Stage.TRAIN and config.report.kl_every:
-        reported = (phase.steps // config.report.kl_every) / phase.steps
+        reported = (steps // config.report.kl_every) / steps
     penalised = phase.settings.kl.coefficient != 0
     needs_old = phase.settings.updates > 1
     return (1.0 if penalised else reported) + (1.0 if needs_old else reported)
@@ -121,6 +134,6 @@ def has_anchor(config: RunConfig, phase: Phase) -> bool:
     return penalised or config.report.kl_every is not None
 
 
-def _times(every: int | None, steps: int) -> int:
-    """How often something due every so many steps happens before the last one."""
-    return 0 if every is None else (steps - 1) // every
+def _times(every: int | None, count: int) -> int:
+    """How often something due every so many steps (or tokens) happens before the last one."""
+    return 0 if every is None else max(0, count - 1) // every

@@ -1,10 +1,14 @@
-"""`graft resume`: how a run that was stopped ends stands in `test_train.py`; here, one that needs nothing more."""
+"""`graft resume`: how a run that was stopped ends stands in `test_train.py`; here, one that needs nothing more, and one
+that was to stop between its phases."""
 
 from __future__ import annotations
 
 import json
 
+from graft.config_file import dump_config, load_config
+from graft.report.metrics import Stage, without_wall_clock
 from graft.report.run_folder import RunFolder
+from graft.runs import resume_run
 
 
 def test_a_finished_run_stays_as_it_is(task, graft):
@@ -34,3 +38,23 @@ def test_settings_that_were_edited_are_checked(task, graft):
     result = graft("resume", task / "run")
     assert result.code == 2
     assert f"{config}: algorithm.group_size = 0" in result.err
+
+
+def test_stopped_after_the_warm_start_it_goes_on_as_if_it_had_not(task, graft):
+    with (task / "config.toml").open("a") as config:
+        config.write('\n[warm_start]\nworked = "grader.py:worked"\nsteps = 2\nrows_per_step = 2\n')
+    with (task / "grader.py").open("a") as grader:
+        grader.write("\n\ndef worked(item):\n    return str(item['answer'])\n")
+    whole, halted = task / "whole", task / "halted"
+    assert graft("train", task / "config.toml", "--set", f"run={whole}").code == 0
+    settings = load_config(task / "config.toml", [f"run={halted}"])
+    RunFolder.create(halted, dump_config(settings)).close()
+    resume_run(halted, until=Stage.WARM_START)
+    folder = RunFolder.open(halted)
+    assert folder.read_summary()["status"] == "interrupted"
+    assert {r["stage"] for r in folder.read_metrics()} == {"warm_start", "evaluation"}
+    assert [p.name for p in (halted / "checkpoints").iterdir()] == ["step-000002"]
+    assert graft("resume", halted).code == 0
+    one, other = ([without_wall_clock(r) for r in RunFolder.open(f).read_metrics()] for f in (whole, halted))
+    assert one == other
+    assert folder.read_summary()["status"] == "finished"

@@ -110,6 +110,20 @@ def test_resuming_counts_on_from_the_steps_that_were_made():
     assert written(console) == "training 8/10  reward 0.500  10 s left\n"
 
 
+def test_a_bar_of_tokens_counts_what_was_drawn():
+    console, clock = plain_console(), Clock()
+    with Terminal(console, clock=clock) as terminal:
+        terminal.begin_tokens(Activity.TRAINING, 1000, done=100)
+        for generated in (300, 400, 1050):
+            clock.now += 3
+            terminal.record({"step": 8, "stage": Stage.TRAIN, "generated_tokens": generated})
+    assert written(console).splitlines() == [
+        "training 300/1000 tokens  10 s left",  # 3 s for 200 tokens, 700 left
+        "training 400/1000 tokens  12 s left",  # 6 s for 300, 600 left
+        "training 1050/1000 tokens",
+    ]
+
+
 def test_what_was_not_measured_is_not_shown():
     console = plain_console()
     with Terminal(console, clock=Clock()) as terminal:

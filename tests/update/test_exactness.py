@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from graft.algorithm_settings import GRPO, SFT, TokenClip
+from graft.algorithm_settings import GRPO, TokenClip
 from graft.algorithms import ALGORITHMS
 from graft.losses import TokenBatch
 from graft.tree import Kind, Tree
-from graft.types import Credit, Grade, Prompt
+from graft.types import Credit, Prompt
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward, Precision, check_packed_forward
 from tests.trees import kept_masks, random_credit, random_deep_tree, random_group, truncated
@@ -218,34 +218,6 @@ def test_the_order_of_trees_and_their_packing_changes_nothing(tiny_model_folder)
     shuffled = {(order.index(t), n): x for (t, n), x in old.items()}
     batches = pack([trees[i] for i in order], [credits[i] for i in order], token_budget=25)
     assert relative(packed_loss(model, batches, old=shuffled)[1], reference) <= 1e-10
-
-
-ROWS = [("grpo", GRPO()), ("sft", SFT(worked="key:x")), ("sft", SFT(worked="key:x", reduction="sample_mean"))]
-
-
-@pytest.mark.parametrize(("name", "settings"), ROWS)
-def test_every_row_of_the_table_gives_the_same_gradient_under_any_micro_batching(
-    tiny_model_folder, name, settings
-):
-    """From grades to gradients, so that a denominator counted in a micro-batch would show."""
-    rng = np.random.default_rng(5)
-    model = load(tiny_model_folder, torch.float64)
-    forward = PolicyForward(model, Precision("exact", CPU))
-    trees = [random_group(rng, row=i, samples=3) for i in range(4)]
-    grades = [{leaf: Grade(float(rng.integers(0, 3))) for leaf in tree.leaves()} for tree in trees]
-    credit = ALGORITHMS[name].credit(trees, grades, settings)
-    found = []
-    for budget in (10_000, 30, 8):
-        model.zero_grad()
-        for batch in pack(trees, credit.trees, token_budget=budget):
-            scores = forward(batch, temperature=1.0)
-            old = scores.logprobs.detach()
-            tokens = TokenBatch(scores.logprobs, scores.entropies, old, old, None, batch.advantages)
-            (ALGORITHMS[name].loss(tokens, settings).per_token * batch.weights).sum().backward()
-        found.append(gradients(model))
-    assert found[0].norm() > 0
-    assert relative(found[1], found[0]) <= 1e-10
-    assert relative(found[2], found[0]) <= 1e-10
 
 
 def test_the_table_is_enumerated_above():

@@ -23,6 +23,7 @@ from graft.update.step import (
     StepResult,
     clip_gradients,
     learning_rate_at,
+    learning_rate_by_share,
     optimise,
     policy_loss,
 )
@@ -51,6 +52,25 @@ def test_the_learning_rate_by_hand(schedule, warmup, final, expected):
             step, steps=5, peak=8.0, schedule=schedule, warmup_steps=warmup, final_fraction=final
         )
         for step in range(5)
+    ]
+    assert rates == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares", "expected"),
+    [
+        ("constant", [0, 0.5, 1], [4, 8, 8]),
+        ("linear", [0, 0.5, 1], [4, 5, 2]),  # 2 + 6 x what is left, after one step of rise
+        ("cosine", [0, 0.5, 1], [4, 5, 2]),
+        ("cosine", [0.9, 0.25, 0.75], [4, 2 + 3 * (1 + 0.5**0.5), 2 + 3 * (1 - 0.5**0.5)]),
+    ],
+)
+def test_the_learning_rate_by_share(schedule, shares, expected):
+    rates = [
+        learning_rate_by_share(
+            step, share=share, peak=8.0, schedule=schedule, warmup_steps=2, final_fraction=0.25
+        )
+        for step, share in zip((0, 2, 3), shares, strict=True)
     ]
     assert rates == pytest.approx(expected, abs=1e-5)
 

@@ -1,4 +1,4 @@
-"""Writes the generated reference pages: `python -m graft.cli.docs [FOLDER]`, default `docs/reference`."""
+"""Writes the generated pages: `python -m graft.cli.docs [FOLDER]`, default `docs`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typer.main import get_command
 from graft.cli import settings
 from graft.cli.main import ENVIRONMENT, EXIT_CODES, app
 from graft.report import metrics
+from graft.report.doctor import diagnosis
 
 
 def render_pages() -> Mapping[str, str]:
-    """File name -> text of every generated page."""
+    """Path below `docs/` -> text of every generated page."""
     return {
-        "cli.md": render_commands(),
-        "metrics.md": metrics.render_markdown(),
-        "settings.md": settings.render_markdown(),
+        "doctor.md": diagnosis.render_markdown(),
+        "reference/cli.md": render_commands(),
+        "reference/metrics.md": metrics.render_markdown(),
+        "reference/settings.md": settings.render_markdown(),
     }
 
 
@@ -90,11 +92,11 @@ def _one_line(text: str | None) -> str:
 
 def main(folder: Path) -> None:
     """Write all pages into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in render_pages().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
         print(folder / name)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/reference"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))

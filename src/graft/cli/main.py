@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from graft.cli.compare import compare
+from graft.cli.doctor import BAD_VERDICT, doctor
 from graft.cli.evaluate import evaluate
 from graft.cli.grade import grade
 from graft.cli.init import init
@@ -32,6 +34,7 @@ EXIT_CODES = {
     6: "a checkpoint",
     7: "memory or disk ran out",
     8: "training diverged: a loss or gradient that is not finite; the newest checkpoint stays",
+    BAD_VERDICT: "`graft doctor --strict`: a verdict is bad",
     130: "stopped by Ctrl-C; `graft resume` goes on",
     143: "stopped by SIGTERM; `graft resume` goes on",
 }
@@ -62,7 +65,9 @@ app.command("init")(init)
 app.command("train")(train)
 app.command("resume")(resume)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("report")(report)
+app.command("doctor")(doctor)
 app.command("validate")(validate)
 app.command("grade")(grade)
 app.add_typer(model, name="model")

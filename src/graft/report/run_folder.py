@@ -42,7 +42,7 @@ class Summary(TypedDict, total=False):
     """What `summary.json` may say; readers do without any of it. Written when a run starts and ends."""
 
     status: str
-    """`running`, `finished`, `interrupted` (Ctrl-C) or `failed`."""
+    """`running`, `finished`, `interrupted` (Ctrl-C, or asked to stop after a phase) or `failed`."""
 
     error: str
     """`failed`: the message."""

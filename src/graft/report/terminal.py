@@ -68,7 +68,9 @@ class Terminal:
         self._total = 0
         self._done = 0
         self._step_began = clock()
+        self._in_tokens = False
         self._step_times: deque[float] = deque(maxlen=RUNNING_MEAN_STEPS)
+        self._step_sizes: deque[int] = deque(maxlen=RUNNING_MEAN_STEPS)
         self._rewards: deque[float] = deque(maxlen=RUNNING_MEAN_STEPS)
         self._latest: dict[str, float] = {}
 
@@ -101,9 +103,25 @@ class Terminal:
             total: steps, or rows to measure.
             done: how many of them were made before, on resuming.
         """
+        self._begin(activity, total, done)
+        self._in_tokens = False
+
+    def begin_tokens(self, activity: Activity, total: int, *, done: int = 0) -> None:
+        """Start a bar that counts tokens drawn for training, as the records' `generated_tokens` says.
+
+        Args:
+            activity: what is counted.
+            total: tokens at which it ends; the last step may go beyond.
+            done: how many of them were drawn before, on resuming.
+        """
+        self._begin(activity, total, done)
+        self._in_tokens = True
+
+    def _begin(self, activity: Activity, total: int, done: int) -> None:
         self._activity, self._total, self._done = activity, total, done
         self._latest.pop("loss", None)
         self._step_times.clear()
+        self._step_sizes.clear()
         self._step_began = self._clock()
         if self._task is not None:
             self._progress.update(self._task, left="")
@@ -133,7 +151,7 @@ class Terminal:
         if record["stage"] == Stage.EVALUATION:
             self._finish_evaluation(record)
         else:
-            self._finish_step(record)
+            self._finish_step(int(record["generated_tokens"]) if self._in_tokens else self._done + 1)
         self._step_began = self._clock()
 
     def _finish_evaluation(self, record: Mapping[str, Any]) -> None:
@@ -144,15 +162,17 @@ class Terminal:
         if self._task is not None:
             self._progress.update(self._task, figures=self._figures())
 
-    def _finish_step(self, record: Mapping[str, Any]) -> None:
-        self._done += 1
+    def _finish_step(self, done: int) -> None:
+        self._step_sizes.append(done - self._done)
+        self._done = done
         self._step_times.append(self._clock() - self._step_began)
         if self._task is not None:
             self._progress.update(
                 self._task, completed=self._done, figures=self._figures(), left=self._time_left()
             )
         if not self.console.is_terminal:
-            parts = [f"{self._activity} {self._done}/{self._total}", self._figures(), self._time_left()]
+            counted = f"{self._done}/{self._total}" + (" tokens" if self._in_tokens else "")
+            parts = [f"{self._activity} {counted}", self._figures(), self._time_left()]
             self.say("  ".join(part for part in parts if part))
 
     def _figures(self, sampled: int | None = None) -> str:
@@ -172,10 +192,10 @@ class Terminal:
         return "  ".join(parts)
 
     def _time_left(self) -> str:
-        steps = self._total - self._done
-        if steps <= 0 or not self._step_times:
+        left = self._total - self._done
+        if left <= 0 or not self._step_times:
             return ""
-        return f"{format_duration(steps * sum(self._step_times) / len(self._step_times))} left"
+        return f"{format_duration(left * sum(self._step_times) / sum(self._step_sizes))} left"
 
 
 _MOMENT_NAMES = {

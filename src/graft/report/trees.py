@@ -120,10 +120,13 @@ class ShownPair:
 
 def shown_samples(record: Mapping[str, Any]) -> list[ShownSample]:
     """The samples of a line of `trees.jsonl`, branch after branch."""
-    nodes = record["nodes"]
+    return [_shown(record, path) for path in leaf_paths(record["nodes"])]
+
+
+def leaf_paths(nodes: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The samples of a stored tree, each as the ids from its first span after the prompt to its leaf."""
     parents = {node["parent"] for node in nodes}
-    paths = sorted(_path(nodes, leaf) for leaf in range(1, len(nodes)) if leaf not in parents)
-    return [_shown(record, path) for path in paths]
+    return sorted(_path(nodes, leaf) for leaf in range(1, len(nodes)) if leaf not in parents)
 
 
 def message_text(message: Mapping[str, Any]) -> str:

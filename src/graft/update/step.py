@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from graft.algorithms import TokenBatch, TokenLoss
 from graft.errors import DivergenceError
+from graft.losses import TokenBatch, TokenLoss
 from graft.objective.reduce import weighted_sum
 from graft.objective.value import value_loss
 from graft.update.packing import MicroBatch
@@ -244,13 +244,28 @@ def learning_rate_at(
     Rises linearly over the first `warmup_steps`, the first of them already above 0; then stays (`constant`),
     or falls to `final_fraction` of the peak at the last step, in a line (`linear`) or half a cosine (`cosine`).
     """
+    last = max(steps - 1 - warmup_steps, 1)
+    return learning_rate_by_share(
+        step,
+        share=min(max(step - warmup_steps, 0) / last, 1.0),
+        peak=peak,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        final_fraction=final_fraction,
+    )
+
+
+def learning_rate_by_share(
+    step: int, *, share: float, peak: float, schedule: str, warmup_steps: int, final_fraction: float
+) -> float:
+    """Learning rate of optimiser step `step` where a share in [0, 1] says how far the fall has come.
+
+    As `learning_rate_at`; for a run whose length is not known in steps. After the warm-up the rate is that of the
+    share, so that it may set in below the peak.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
         return peak
-    last = max(steps - 1 - warmup_steps, 1)
-    done = min((step - warmup_steps) / last, 1.0)
-    remaining = (
-        1 - done if schedule == "linear" else (1 + float(torch.cos(torch.tensor(torch.pi * done)))) / 2
-    )
-    return peak * (final_fraction + (1 - final_fraction) * remaining)
+    left = 1 - share if schedule == "linear" else (1 + float(torch.cos(torch.tensor(torch.pi * share)))) / 2
+    return peak * (final_fraction + (1 - final_fraction) * left)

@@ -1,0 +1,1 @@
+"""Several algorithms on the same rows, seeds, warm start and budget of generated tokens: `graft compare`."""
