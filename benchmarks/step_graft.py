@@ -15,7 +15,6 @@ import torch
 from benchmarks.side import serve, versions
 from benchmarks.workload import questions, rewards
 from graft.algorithm_settings import GRPO
-from graft.algorithms import ALGORITHMS
 from graft.assemble import assemble
 from graft.config import Data, Model, Optimizer, Rollout, RunConfig, Sampling, Training
 from graft.interrupt import Interrupt
@@ -26,6 +25,7 @@ from graft.report.terminal import Terminal
 from graft.rollout.llama_decoder import LlamaDecoder
 from graft.rollout.torch_engine import TorchEngine
 from graft.step_records import step_clock
+from graft.trainer import Trainer
 
 PARTS = ("load", "sample", "grade", "update")
 
@@ -46,14 +46,13 @@ def prepare(settings: dict[str, Any]) -> tuple[dict[str, Any], Callable[[str], d
     loop = Loop(parts, folder, Terminal(), Interrupt())
     [phase] = phases_of(parts.config, training_rows=prompts)
     cursor = loop.open_cursor(phase)
-    loop.optimizer = loop.open_optimizer(phase)
-    algorithm = ALGORITHMS[phase.settings.name]
+    loop.trainer = Trainer(parts, phase, loop.checkpoints, done=0, restored=None)
 
     def measure(case: str) -> dict[str, Any]:
         scores[:] = rewards(prompts, samples, sparse=case == "sparse")
         number = loop.state.number + 1
         with step_clock(number) as step:
-            loop.step(phase, algorithm, step, cursor)
+            loop.step(phase, step, cursor)
         loop.state.steps[phase.stage] = number  # the next step shall load the engine again
         assert step.result is not None
         assert step.credit is not None

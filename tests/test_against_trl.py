@@ -152,6 +152,6 @@ def test_the_adaptive_coefficient():
     case = TRL["ppo"]["adaptive"]
     for measured, (before, after) in zip(case["measured"], pairwise(case["coefficients"]), strict=True):
         got = adapted_coefficient(
-            before, measured=measured, target=6.0, horizon=10_000.0, samples=case["samples"]
+            before, measured=measured, target=6.0, horizon=10_000, samples=case["samples"]
         )
         assert got == pytest.approx(after, rel=1e-12)

@@ -129,9 +129,9 @@ def test_sft_needs_no_reward(model):
     [
         ({"trainng": {"steps": 1}}, "graft.train: trainng: unknown setting. Did you mean 'training'?"),
         ({"training__stpes": 1}, "graft.train: training.stpes: unknown setting. Did you mean 'steps'?"),
-        ({"training": {"steps": 1, "epochs": 1}}, "give either training.steps or training.epochs"),
+        ({"training": {"steps": 1, "epochs": 1}}, "give one of training.steps, training.epochs"),
         ({"seed": 1, "seed__x": 2}, "seed__x: 'seed' is a value, not a section"),
-        ({"algorithm": "gpro"}, "no algorithm is called 'gpro'. Did you mean 'grpo'?"),
+        ({"algorithm": "grppo"}, "no algorithm is called 'grppo'. Did you mean 'grpo'?"),
         ({"training": 5}, "training = 5"),
         ({"optimizer__learning_rate": "fast"}, 'optimizer.learning_rate = "fast"'),
     ],

@@ -14,7 +14,7 @@ from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, SFT
 from graft.config import Checkpoints, Optimizer, RunConfig, section_at
 from graft.config_file import check_config
 from graft.errors import ConfigError
-from graft.section import Section
+from graft.section import Section, tag_of
 
 LEAST: dict[str, Any] = {
     "run": "out",
@@ -98,7 +98,10 @@ def test_a_key_like_no_other_is_answered_with_those_there_are():
     ("name", "key", "value"),
     [
         ("grpo", "worked", "key:worked"),
-        ("grpo", "reduction", "token_mean"),
+        ("rft", "reduction", "token_mean"),
+        ("reinforce", "clip", {"low": 0.1}),
+        ("reinforce", "updates_per_batch", 2),
+        ("dr_grpo", "scale", "none"),
         ("sft", "group_size", 8),
         ("sft", "kl", {"coefficient": 0.1}),
         ("sft", "clip", {"low": 0.1}),
@@ -110,15 +113,24 @@ def test_a_key_that_means_nothing_to_the_algorithm_is_unknown_there(name, key, v
     assert f"algorithm.{key}: unknown setting for algorithm '{name}'" in refusal({"algorithm": own})
 
 
+def test_a_section_inside_an_algorithm_is_chosen_by_type():
+    critic = {"algorithm": {"name": "rft", "critic": {"type": "judge"}}}
+    assert refusal(critic).startswith("here.toml: algorithm.critic.model: missing. The judge")
+    critic["algorithm"]["critic"]["type"] = "juge"
+    assert "algorithm.critic.type: no critic is called 'juge'. Did you mean 'judge'?" in refusal(critic)
+    del critic["algorithm"]["critic"]["type"]
+    assert "algorithm.critic.type: missing" in refusal(critic)
+
+
 def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
     assert check({"algorithm": {"group_size": 4}}).algorithm == GRPO(group_size=4)
     sft = check({"algorithm": {"name": "sft", "worked": "key:w"}}).algorithm
     assert sft == SFT(worked="key:w")
     assert "no algorithm is called 'gropo'. Did you mean 'grpo'?" in refusal({"algorithm": {"name": "gropo"}})
-    assert "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, sft." in refusal(
+    assert "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, rft, sft." in refusal(
         {"algorithm": {"name": "xyz"}}
     )
-    assert ALGORITHM_NAMES == ("grpo", "sft")
+    assert ALGORITHM_NAMES[0] == "grpo"
     assert "algorithm" in refusal({"algorithm": "grpo"})
 
 
@@ -167,37 +179,41 @@ def test_a_value_of_the_wrong_kind_or_size(path, value, words):
 
 
 def number_settings(
-    section: type[BaseModel] = RunConfig, path: str = "", algorithm: str = "grpo"
-) -> list[tuple[str, int, str]]:
-    """Every setting that holds fractions, with how many it holds and the algorithm that has it."""
-    found: list[tuple[str, int, str]] = []
+    section: type[BaseModel] = RunConfig, path: str = "", chosen: dict[str, Any] | None = None
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """Every setting that holds fractions, with how many it holds and what chooses the sections that have it."""
+    found: list[tuple[str, int, dict[str, Any]]] = []
+    chosen = chosen or {}
     for name, field in section.model_fields.items():
         flat = [field.annotation, *typing.get_args(field.annotation)]
         entries = [typing.get_args(a) or (a,) for a in typing.get_args(field.annotation)]
         if float in flat:
-            found.append((f"{path}{name}", 1, algorithm))
+            found.append((f"{path}{name}", 1, chosen))
         elif typing.get_origin(field.annotation) is tuple and any(float in entry for entry in entries):
-            found.append((f"{path}{name}", len(entries), algorithm))
-        for kind in {k for a in flat for k in (a, *typing.get_args(a)) if isinstance(k, type)}:
-            if issubclass(kind, BaseModel) and kind is not SFT:
-                own = kind.model_fields["name"].default if name == "algorithm" else algorithm
-                found += number_settings(kind, f"{path}{name}.", own)
+            found.append((f"{path}{name}", len(entries), chosen))
+        kinds = {k for a in flat for k in (a, *typing.get_args(a)) if isinstance(k, type)}
+        for kind in {k for k in kinds if issubclass(k, BaseModel) and k is not SFT}:
+            own = chosen
+            if len(kinds) > 2:
+                tag = tag_of(kind)
+                own = merge(chosen, at(f"{path}{name}.{tag}", kind.model_fields[tag].default))
+            found += number_settings(kind, f"{path}{name}.", own)
     return found
 
 
 def test_the_settings_that_hold_fractions_were_found():
     found = number_settings()
-    assert ("optimizer.betas", 2, "grpo") in found
+    assert ("optimizer.betas", 2, {}) in found
     assert {"sampling.top_p", "algorithm.clip.high", "warm_start.optimizer.epsilon"} <= {x for x, *_ in found}
-    assert {name for *_, name in found} == set(ALGORITHM_NAMES) - {"sft"}
+    names = {own["algorithm"]["name"] for *_, own in found if "algorithm" in own}
+    assert names == set(ALGORITHM_NAMES) - {"sft"}
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize(("path", "count", "algorithm"), number_settings())
-def test_no_setting_takes_a_number_that_is_not_finite(path, count, algorithm, value):
+@pytest.mark.parametrize(("path", "count", "chosen"), number_settings())
+def test_no_setting_takes_a_number_that_is_not_finite(path, count, chosen, value):
     present = WARM if path.startswith("warm_start") else {}
-    named = {"algorithm": {"name": algorithm}}
-    said = refusal(present, named, at(path, value if count == 1 else [value] * count))
+    said = refusal(present, chosen, at(path, value if count == 1 else [value] * count))
     assert path in said
     assert "finite number" in said
 

@@ -132,13 +132,21 @@ def _describe(entry: dict[str, Any], data: dict[str, Any]) -> str:
     if entry["type"] == "missing":
         return f"{dotted}: missing. {_help_of(path, data)}".rstrip()
     if entry["type"] == "union_tag_invalid":
-        close = difflib.get_close_matches(entry["ctx"]["tag"], ALGORITHM_NAMES, n=1)
-        hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(ALGORITHM_NAMES)}."
-        return f"{dotted}.name: no algorithm is called '{entry['ctx']['tag']}'. {hint}"
+        known = [tag.strip("' ") for tag in entry["ctx"]["expected_tags"].split(",")]
+        close = difflib.get_close_matches(entry["ctx"]["tag"], known, n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
+        tag = _unquoted(entry["ctx"]["discriminator"])
+        return f"{dotted}.{tag}: no {path[-1]} is called '{entry['ctx']['tag']}'. {hint}"
+    if entry["type"] == "union_tag_not_found":
+        return f"{dotted}.{_unquoted(entry['ctx']['discriminator'])}: missing. It says what the section is about."
     if entry["type"] == "value_error":
         return f"{dotted + ': ' if dotted else ''}{entry['ctx']['error']}"
     got = json.dumps(entry["input"], default=str)
     return f"{dotted} = {got}: {entry['msg'].lower()}. {_help_of(path, data)}".rstrip()
+
+
+def _unquoted(text: str) -> str:
+    return text.strip("'")
 
 
 def _unknown_key(path: tuple[str, ...], data: dict[str, Any]) -> str:
@@ -162,8 +170,11 @@ def _help_of(path: tuple[str, ...], data: dict[str, Any]) -> str:
 def _without_tags(location: Sequence[str | int], data: Mapping[str, Any]) -> tuple[str, ...]:
     """Drop the names of union members that pydantic puts into locations (`algorithm.grpo.clip`)."""
     path: list[str] = []
-    for index, part in enumerate(location):
-        is_tag = index > 0 and location[index - 1] == "algorithm" and part in ALGORITHM_NAMES
+    section: Any = data
+    for part in location:
+        named = isinstance(section, Mapping) and part in (section.get("name"), section.get("type"))
+        is_tag = named or (path == ["algorithm"] and part in ALGORITHM_NAMES)
         if not is_tag:
             path.append(str(part))
+            section = section.get(part) if isinstance(section, Mapping) else None
     return tuple(path)

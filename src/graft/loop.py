@@ -82,6 +82,8 @@ class Loop:
         self._restored = None
         self.begin_bar(phase)
         while not self.has_ended(phase):
+            if self.state.measuring_due:  # the run was stopped between a step and its measurement
+                self.measure(Moment.DURING)
             if cursor.remaining == 0:
                 self.terminal.say("the training rows are used up: the run ends here")
                 return
@@ -91,7 +93,11 @@ class Loop:
             self.record_step(phase, step, cursor)
             if self.has_ended(phase):
                 break
-            if phase.stage is Stage.TRAIN and self.is_measuring_due(step.number, drawn_before):
+            self.state.measuring_due = phase.stage is Stage.TRAIN and self.is_measuring_due(
+                step.number, drawn_before
+            )
+            self.interrupt.check()
+            if self.state.measuring_due:
                 self.measure(Moment.DURING)
             if _due(self.config.checkpoints.every, step.number):
                 self.save()
@@ -297,6 +303,7 @@ class Loop:
                     tree_record(done, Stage.EVALUATION, tree, grades, parts.encoder.decode, moment=moment)
                 )
         self.state.score = evaluation.accuracy.mean
+        self.state.measuring_due = False
 
     # -- where the run stands ----------------------------------------------------------------------------------
 
@@ -333,7 +340,6 @@ class Loop:
                 peak_memory_gb=peak_memory_gb(self.parts.device),
             )
         )
-        self.interrupt.check()
 
     def append(self, record: dict[str, object]) -> None:
         """A line of metrics, to the run folder and to whoever watches."""

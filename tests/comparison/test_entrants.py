@@ -60,7 +60,7 @@ def test_the_budget_takes_the_place_of_the_length_and_the_rest_stays():
     assert (config.training.steps, config.training.generated_tokens) == (None, 1000)
     assert (config.training.prompts_per_step, config.seed, config.run) == (3, 7, "out/run")
     assert config.evaluation.every_generated_tokens == 100
-    assert config.algorithm.model_dump()["clip"] == {"low": 0.2, "high": 0.5}
+    assert config.algorithm.model_dump()["clip"] == {"low": 0.2, "high": 0.5, "dual": None}
     assert config.algorithm.model_dump()["group_size"] == 4
     assert made.left_out == ()
     assert SETTINGS["training"] == {"steps": 30, "prompts_per_step": 2}  # not touched

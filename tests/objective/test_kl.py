@@ -60,7 +60,7 @@ def test_the_gradients_that_the_table_states():
     ],
 )
 def test_the_adaptive_coefficient_by_hand(measured, factor):
-    got = adapted_coefficient(0.5, measured=measured, target=6.0, horizon=10_000.0, samples=1000)
+    got = adapted_coefficient(0.5, measured=measured, target=6.0, horizon=10_000, samples=1000)
     assert got == pytest.approx(0.5 * factor)
 
 
@@ -69,6 +69,6 @@ def test_the_adaptive_coefficient_brings_the_divergence_to_its_target():
     coefficient = 0.01
     for _ in range(400):
         coefficient = adapted_coefficient(
-            coefficient, measured=1 / coefficient, target=4.0, horizon=1000.0, samples=100
+            coefficient, measured=1 / coefficient, target=4.0, horizon=1000, samples=100
         )
     assert coefficient == pytest.approx(0.25, rel=1e-3)

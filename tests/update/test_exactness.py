@@ -220,10 +220,6 @@ def test_the_order_of_trees_and_their_packing_changes_nothing(tiny_model_folder)
     assert relative(packed_loss(model, batches, old=shuffled)[1], reference) <= 1e-10
 
 
-def test_the_table_is_enumerated_above():
-    assert {name for name, _ in ROWS} == set(ALGORITHMS)
-
-
 def test_padding_with_the_end_of_sequence_id_changes_nothing(tiny_model_folder):
     """Masks come from positions: spans may be full of EOS, and trained EOS tokens count."""
     rng = np.random.default_rng(6)

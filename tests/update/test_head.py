@@ -130,7 +130,7 @@ def test_the_native_head(block, truncated, monkeypatch):
     settings = {"temperature": 1.3, "entropy_gradient": True, "kernels": NativeHead(), "kept": kept}
     scattered = torch.stack([targets, targets], 1)[:, 1]
     ours = score_tokens(hidden, weight, scattered, **settings)
-    for a, b in zip(ours, wanted, strict=True):
+    for a, b in zip(ours[:2], wanted, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-5)
     a, b = torch.randn(2, 45)
     mine = torch.autograd.grad((a * ours.logprobs + b * ours.entropies).sum(), (hidden, weight))

@@ -25,6 +25,9 @@ class RunState:
     carried: dict[str, float] = field(default_factory=dict)
     """What the algorithm's credit carries from one training step to the next, e.g. a running mean."""
 
+    measuring_due: bool = False
+    """Whether held-out rows are to be measured before the next step."""
+
     generated_tokens: int = 0
     """Tokens drawn for training so far."""
 
