@@ -23,7 +23,7 @@ from graft.update.packing import pack
 from graft.update.policy import PolicyForward, Precision
 from graft.update.step import POLICY, VALUE, StepResult, ValueTerm, optimise, policy_loss
 from graft.update.value import ValueModel
-from tests.trees import random_group
+from tests.trees import random_deep_tree, random_group
 from tests.update.test_exactness import load, relative
 
 IN_LOSS = {"kl": {"coefficient": 0.1, "estimator": "k3"}, "entropy": {"coefficient": 0.01}}
@@ -50,6 +50,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "entropy": {"coefficient": 0.01},
             "engine_weight_cap": 2.0,
         },
+    ],
+    "grft": [
+        {},
+        {"shape": "tree", "score": "outcome", "ratio": "segment_mean", "clip": {"low": 0.05, "high": 0.05}},
+        IN_LOSS | {"shape": "tree", "score": "mixed", "ratio": "segment", "scale": "batch_std"},
     ],
     "sft": [{"worked": "key:worked"}, {"worked": "key:worked", "reduction": "sample_mean"}],
 }
@@ -112,6 +117,24 @@ def chains(tree: Tree) -> Tree:
     return cut
 
 
+def answered(tree: Tree) -> Tree:
+    """Leaves are answers, what stands before them thoughts."""
+    again = Tree(tree.prompt)
+    for _ in range(max(tree.groups()) + 1):
+        again.new_group()
+    for index, node in enumerate(tree.nodes[1:], start=1):
+        leaf = not tree.children(index)
+        again.add(
+            node.parent,
+            node.tokens,
+            node.engine_logprobs,
+            group=node.group,
+            kind=Kind.ANSWER if leaf else Kind.THOUGHT,
+            stop=StopReason.EOS if leaf else StopReason.CUT,
+        )
+    return again
+
+
 def step(
     folder: str, name: str, settings: Any, evidence: Evidence, credits: Sequence[Credit], budget: int
 ) -> tuple[StepResult, torch.Tensor]:
@@ -160,6 +183,8 @@ def test_no_packing_changes_the_gradient(tiny_model_folder, name, changes):
         trees = [random_group(rng, row=i, samples=1, vocabulary=6) for i in range(6)]
     if name == "rft":
         trees = [chains(tree) for tree in trees]
+    if name == "grft":
+        trees = [answered(random_deep_tree(rng, row=i, vocabulary=6)) for i in range(3)]
     evidence = evidence_of(trees, rng)
     credit = ALGORITHMS[name].credit(evidence, settings)
     whole, gradient = step(tiny_model_folder, name, settings, evidence, credit.trees, 10_000)
@@ -170,6 +195,8 @@ def test_no_packing_changes_the_gradient(tiny_model_folder, name, changes):
         assert result.loss == pytest.approx(whole.loss, rel=1e-10)
         assert relative(other, gradient) <= 1e-10
         assert result.facts == pytest.approx(whole.facts, rel=1e-6)
+    if name == "grft":
+        return  # whose nodes lie on several paths: see test_grft_flattened
     alone = sum_over_samples(tiny_model_folder, name, settings, evidence, credit.trees)
     assert relative(alone, gradient) <= 1e-10
 
@@ -204,3 +231,36 @@ def _moved(record: Any, path: Sequence[int]) -> Any:
             for name, own in maps.items()
         }
     )
+
+
+def test_grft_flattened(tiny_model_folder):
+    """Each node in a tree of its own, its whole prefix untrained before it: the same loss and gradient."""
+    rng = np.random.default_rng(4)
+    settings = settings_of("grft", {"shape": "tree", "score": "outcome"} | IN_LOSS)
+    trees = [answered(random_deep_tree(rng, row=i, vocabulary=6)) for i in range(3)]
+    evidence = evidence_of(trees, rng)
+    credit = ALGORITHMS["grft"].credit(evidence, settings)
+    whole, gradient = step(tiny_model_folder, "grft", settings, evidence, credit.trees, 10_000)
+    flat_trees, flat_credits, flat_appraisals = [], [], []
+    for index, tree in enumerate(trees):
+        for node in credit.trees[index].weights:
+            path = tree.path(node)[1:]
+            alone, parent = Tree(tree.prompt), 0
+            group = alone.new_group()
+            for own in map(tree.nodes.__getitem__, path):
+                parent = alone.add(
+                    parent, own.tokens, own.engine_logprobs, group=group, kind=own.kind, stop=own.stop
+                )
+            flat_trees.append(alone)
+            flat_credits.append(only_last(_moved(credit.trees[index], path), len(path)))
+            flat_appraisals.append(_moved(evidence.appraisals[index], path))
+    flat = Evidence(flat_trees, appraisals=flat_appraisals)
+    result, other = step(tiny_model_folder, "grft", settings, flat, flat_credits, 10_000)
+    assert result.loss == pytest.approx(whole.loss, rel=1e-10)
+    assert relative(other, gradient) <= 1e-10
+    assert whole.tokens_computed < result.tokens_computed
+
+
+def only_last(credit: Credit, node: int) -> Credit:
+    """What the last node of a path trains on."""
+    return Credit({node: credit.advantages[node]}, {node: credit.weights[node]})

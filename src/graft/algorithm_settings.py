@@ -290,12 +290,8 @@ class PPO(WholeSamples, Reused):
     kl: AdaptiveKL = AdaptiveKL()  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
 
 
-class Rewards(Section):
-    """How the critic's scores become rewards of segments: the deck's symbols; formulas in `credit/rewards.py`."""
-
-    overall: Literal["every_segment", "shared"] = "every_segment"
-    """`every_segment`: G stands in every C_k, so that the sum of the rewards grows with the number of segments;
-    `shared`: G / M in each."""
+class ThoughtRewards(Section):
+    """How the critic's scores of thoughts become rewards: the deck's symbols; formulas in `credit/rewards.py`."""
 
     std_epsilon: float = Field(default=1e-6, gt=0)
     """ε_std (score²): inside the root of a standard deviation."""
@@ -320,6 +316,14 @@ class Rewards(Section):
 
     answer_scale: float = 1.0
     """ρ: the reward of the answer is ρ G."""
+
+
+class Rewards(ThoughtRewards):
+    """How the critic's scores become rewards of segments: the deck's symbols; formulas in `credit/rewards.py`."""
+
+    overall: Literal["every_segment", "shared"] = "every_segment"
+    """`every_segment`: G stands in every C_k, so that the sum of the rewards grows with the number of segments;
+    `shared`: G / M in each."""
 
     floor_multiplier: float | None = None
     """α_1: C_k is at least α_1 ρ G. None: no floor. With G = 0 a floor pays every segment of a wrong answer."""
@@ -377,6 +381,70 @@ class RFT(Sampled, Reused):
     kl: PolicyKL = PolicyKL()  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
 
 
+class GRFT(Sampled, Reused):
+    """Group relative reinforcement fine-tuning: a group of candidates at every prefix, no value model."""
+
+    name: Literal["grft"] = "grft"
+
+    shape: Literal["chain", "tree"] = "chain"
+    """`chain`: each group has one survivor, from which the next group starts; `tree`: all candidates go on."""
+
+    group_size: int = Field(default=4, ge=2)
+    """`chain`: candidates at each prefix."""
+
+    max_depth: int = Field(default=16, ge=1)
+    """`chain`: groups at most. The candidates of the last are drawn to the end of the completion."""
+
+    branching: tuple[Annotated[int, Field(ge=1)], ...] = (4, 4, 4)
+    """`tree`: candidates at each depth. Those of the last are drawn to the end of the completion."""
+
+    survivor: Literal["sample", "best", "softmax"] = "sample"
+    """`chain`: any candidate, so that paths are the policy's own; the best by score; or one drawn from a softmax of the
+    scores. With the last two the paths are no longer distributed as the policy's."""
+
+    survivor_temperature: float = Field(default=1.0, gt=0)
+    """Of that softmax, in units of the score."""
+
+    score: Literal["critic", "outcome", "mixed"] = "critic"
+    """What siblings are compared by: `critic`: Ŝ + Q of thoughts and ρ G of answers; `outcome` (`tree` alone): the mean
+    grade of the leaves below; `mixed`: both."""
+
+    outcome_weight: float = Field(default=0.5, ge=0, le=1)
+    """`mixed`: share of the outcome; the rest is the critic's."""
+
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """Divide advantages by the standard deviation of the siblings, of the batch, or not at all."""
+
+    segments: Segments = Segments()
+    critic: CriticSettings = Equations()
+    rewards: ThoughtRewards = ThoughtRewards()
+
+    ratio: Literal["token", "segment_mean", "segment"] = "token"
+    """Of each token; or one for each node: the geometric mean of its tokens', or their product."""
+
+    clip: TokenClip = TokenClip()
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> GRFT:
+        if self.shape == "chain" and self.score != "critic":
+            raise ValueError(
+                f'score = "{self.score}" needs leaves under every candidate, which shape = "chain" does not have; use '
+                'shape = "tree", or critic.type = "monte_carlo" with score = "critic"'
+            )
+        if self.kl.place == "reward":
+            raise ValueError('kl.place = "reward": candidates are compared by scores alone; use "loss"')
+        if self.shape == "chain" and self.survivor != "sample" and self.critic.type == "monte_carlo":
+            raise ValueError(
+                'survivor = "sample" is needed with critic.type = "monte_carlo", which cannot draw while trees grow'
+            )
+        return self
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Candidates at each depth."""
+        return self.branching if self.shape == "tree" else (self.group_size,) * self.max_depth
+
+
 class SFT(Section):
     """Supervised fine-tuning: cross-entropy on worked completions, the prompt not trained."""
 
@@ -390,10 +458,11 @@ class SFT(Section):
 
 
 AlgorithmSettings = Annotated[
-    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | RFT | SFT, Field(discriminator="name")
+    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | RFT | GRFT | SFT,
+    Field(discriminator="name"),
 ]
 
 ALGORITHM_NAMES: tuple[str, ...] = tuple(
     section.model_fields["name"].default
-    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, RFT, SFT)
+    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, RFT, GRFT, SFT)
 )

@@ -21,12 +21,14 @@ from graft.crediting import (
     credit_worked,
 )
 from graft.crediting_segments import credit_segments
+from graft.crediting_trees import credit_siblings
 from graft.losses import (
     TokenBatch,
     TokenLoss,
     loss_clipped,
     loss_clipped_sequence,
     loss_cross_entropy,
+    loss_nodes,
     loss_reinforce,
     loss_segments,
     loss_weighted,
@@ -54,5 +56,6 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "cispo": Algorithm(samples=True, credit=credit_relative, loss=loss_weighted),
     "ppo": Algorithm(samples=True, credit=credit_values, loss=loss_clipped),
     "rft": Algorithm(samples=True, credit=credit_segments, loss=loss_segments),
+    "grft": Algorithm(samples=True, credit=credit_siblings, loss=loss_nodes),
     "sft": Algorithm(samples=False, credit=credit_worked, loss=loss_cross_entropy),
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from graft.algorithm_settings import SFT, Sampled
+from graft.algorithm_settings import GRFT, SFT, Sampled
 from graft.algorithms import ALGORITHMS, Algorithm
 from graft.assemble import Parts, load_worked, sampling_settings
 from graft.collect import Drawn, collect
@@ -26,6 +26,7 @@ from graft.report.terminal import Activity, Terminal
 from graft.report.trees import tree_record
 from graft.rollout.engine import Finished
 from graft.rollout.grow import grow_groups
+from graft.rollout.grow_trees import Shape, grow_trees
 from graft.state import checkpoint
 from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
@@ -144,7 +145,10 @@ class Loop:
             prompts = [self.parts.train[place] for place in places]
             with self.grading() as beside:
                 with step.timed("sample"):
-                    trees = self.sample(phase, step.number, attempt, prompts, beside.finished(prompts))
+                    if isinstance(phase.settings, GRFT):
+                        trees = self.sample_trees(phase.settings, step.number, attempt, prompts)
+                    else:
+                        trees = self.sample(phase, step.number, attempt, prompts, beside.finished(prompts))
                 with step.timed("grade"):
                     grades = self.grade(beside, trees)
             return Drawn(list(places), prompts, trees, grades)
@@ -164,7 +168,11 @@ class Loop:
 
     def criticise(self, critic: ThoughtCritic, step: Step) -> None:
         """Completions become chains of thoughts, and a critic scores them."""
-        step.trees, step.grades = critic.cut(step.trees, step.grades)
+        settings = self.config.algorithm
+        if isinstance(settings, GRFT) and settings.score == "outcome":
+            return
+        if not isinstance(settings, GRFT):  # whose trees grow as thoughts
+            step.trees, step.grades = critic.cut(step.trees, step.grades)
         rate = self.config.grading.max_failure_rate
         step.critiques = critic.criticise(step.trees, step.grades, max_failure_rate=rate)
 
@@ -191,6 +199,32 @@ class Loop:
                 attempt=attempt,
                 progress=self.on_tokens,
                 finished=finished,
+            )
+
+    def sample_trees(
+        self, settings: GRFT, number: int, attempt: int, prompts: Sequence[Prompt]
+    ) -> list[Tree]:
+        """The engine draws groups of candidates at every prefix."""
+        parts = self.parts
+        assert parts.engine is not None
+        assert parts.critic is not None
+        assert parts.grader is not None
+        critic, grader = parts.critic, parts.grader
+        survivors = "all" if settings.shape == "tree" else settings.survivor
+        with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
+            return grow_trees(
+                parts.engine,
+                prompts,
+                shape=Shape(settings.levels, survivors, settings.survivor_temperature),
+                begin=critic.begin,
+                score=lambda groups: critic.sibling_scores(
+                    groups, grader, settings.rewards, scale=settings.critic.scale
+                ),
+                sampling=sampling_settings(self.config.sampling),
+                seed=self.config.seed,
+                step=number,
+                attempt=attempt,
+                progress=self.on_tokens,
             )
 
     def grade(self, beside: GradingBeside, trees: Sequence[Tree]) -> list[Mapping[int, Grade]]:

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graft.algorithm_settings import CISPO, DAPO, GRPO, GSPO, PPO, RFT, RLOO, SFT, DrGRPO, Reinforce, Sampled
+from graft.algorithm_settings import (
+    CISPO,
+    DAPO,
+    GRFT,
+    GRPO,
+    GSPO,
+    PPO,
+    RFT,
+    RLOO,
+    SFT,
+    DrGRPO,
+    Reinforce,
+    Sampled,
+)
 from graft.credit.gae import td_advantages
 from graft.objective.clip import ClippedLoss, cispo_loss, clipped_policy_loss, truncated_importance_weight
 from graft.objective.kl import ESTIMATORS
@@ -100,6 +113,21 @@ def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
     return TokenLoss(
         loss.per_token, {**loss.facts, "segments_clipped_share": clipped.was_clipped[firsts].float()}
     )
+
+
+def loss_nodes(tokens: TokenBatch, settings: GRFT) -> TokenLoss:
+    """Clipped surrogate with the ratio of each token or of each node."""
+    clipped = clipped_policy_loss(
+        tokens.logprobs,
+        tokens.old_logprobs,
+        tokens.advantages,
+        clip_low=settings.clip.low,
+        clip_high=settings.clip.high,
+        ratio=settings.ratio,
+        nodes=tokens.nodes,
+        dual_clip=settings.clip.dual,
+    )
+    return _with_regularisers(clipped, tokens, settings)
 
 
 def first_tokens(nodes: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def step_record(
 def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
     grades = [grade for own in (*step.grades, *step.discarded.grades) for grade in own.values()]
     scores = [grade.score for grade in grades if grade.score is not None]
-    leaves = [(tree, leaf) for tree in (*step.trees, *step.discarded.trees) for leaf in tree.leaves()]
+    leaves = [(tree, leaf) for tree in (*step.trees, *step.discarded.trees) for leaf in tree.endings()]
     sampled = step.sampled_tokens
     truncated = sum(tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in leaves)
     metrics: dict[str, object] = {

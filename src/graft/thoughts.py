@@ -8,20 +8,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.algorithm_settings import RFT
+from graft.algorithm_settings import GRFT, RFT, ThoughtRewards
 from graft.config import RunConfig
+from graft.crediting_trees import critic_scores
 from graft.critics.build import CriticServices, models_of, open_critic
 from graft.data.chat import ChatEncoder
 from graft.errors import GraderError
 from graft.graders import open_grader, open_judges
+from graft.grading.grade import sample_of
 from graft.grading.schema import GraderSpec
 from graft.rollout.engine import Engine
 from graft.rollout.sampling import SamplingSettings
-from graft.segments.cut import chains_of, cut_tree
-from graft.segments.cutter import Cutter
+from graft.segments.cut import chain_of, chains_of, cut_tree
+from graft.segments.cutter import Cutter, Cutting
 from graft.segments.settings import open_cutter
 from graft.tree import Tree
-from graft.types import Critic, Critique, Grade, Grader, Tokens
+from graft.types import Critic, Critique, Grade, Grader, Prompt, StopReason, Tokens
+
+NOT_JUDGED = -1e9
+"""Below every score."""
 
 LeafCritiques = Mapping[int, Critique]
 """Leaf -> critique of the chain that ends there."""
@@ -52,32 +57,70 @@ class ThoughtCritic:
         ]
         return chains, moved
 
+    def begin(self, prompt: Prompt) -> Cutting:
+        """The cutting of a completion that grows."""
+        return self.cutter.begin(prompt.tokens)
+
     def criticise(
         self, trees: Sequence[Tree], grades: Sequence[Mapping[int, Grade]], *, max_failure_rate: float
     ) -> list[LeafCritiques]:
-        """Scores of the thoughts of every graded completion.
+        """Scores of the thoughts of every path.
 
         Args:
-            trees: chains.
-            grades: theirs; completions without a score are not shown to the critic.
-            max_failure_rate: largest share of completions that the critic may fail on.
+            trees: of thoughts and answers.
+            grades: theirs; completions that could not be graded are not shown to the critic.
+            max_failure_rate: largest share of paths that the critic may fail on.
 
         Raises:
             GraderError: it failed on more; the message counts the reasons.
         """
-        graded = [{leaf: grade for leaf, grade in own.items() if grade.score is not None} for own in grades]
         chains = [
             {
                 leaf: chain
                 for leaf, chain in chains_of(tree, own, self.decode, tags=self.tags).items()
-                if leaf in own
+                if chain.grade is None or chain.grade.score is not None
             }
-            for tree, own in zip(trees, graded, strict=True)
+            for tree, own in zip(trees, grades, strict=True)
         ]
         critiques = list(self.critic([chain for own in chains for chain in own.values()]))
         refuse_failures(critiques, max_failure_rate)
         remaining = iter(critiques)
         return [{leaf: next(remaining) for leaf in own} for own in chains]
+
+    def sibling_scores(
+        self,
+        groups: Sequence[tuple[Tree, Sequence[int]]],
+        grader: Grader,
+        rewards: ThoughtRewards,
+        *,
+        scale: float,
+    ) -> list[list[float]]:
+        """Scores of candidates while their trees grow; one that could not be judged is below all others.
+
+        Args:
+            groups: a tree and the candidates in it.
+            grader: of those that complete a sample.
+            rewards: how scores are processed.
+            scale: of the critic.
+        """
+        grades = [self._grades_now(tree, nodes, grader) for tree, nodes in groups]
+        chains = [
+            chain_of(tree, node, own.get(node), self.decode, tags=self.tags)
+            for (tree, nodes), own in zip(groups, grades, strict=True)
+            for node in nodes
+        ]
+        critiques = iter(self.critic(chains))
+        scores = []
+        for (tree, nodes), own in zip(groups, grades, strict=True):
+            judged = {node: next(critiques) for node in nodes}
+            found = critic_scores(tree, own, judged, rewards, scale=scale)
+            scores.append([found[node][0] if node in found else NOT_JUDGED for node in nodes])
+        return scores
+
+    def _grades_now(self, tree: Tree, nodes: Sequence[int], grader: Grader) -> dict[int, Grade]:
+        ending = [node for node in nodes if tree.nodes[node].stop is not StopReason.CUT]
+        graded = grader([sample_of(tree, node, self.decode) for node in ending]) if ending else []
+        return dict(zip(ending, graded, strict=True))
 
     def close(self) -> None:
         """Close connections and processes."""
@@ -102,7 +145,7 @@ def refuse_failures(critiques: Sequence[Critique], max_failure_rate: float) -> N
 
 def open_thought_critic(
     config: RunConfig,
-    settings: RFT,
+    settings: RFT | GRFT,
     encoder: ChatEncoder,
     *,
     engine: Engine,

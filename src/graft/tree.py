@@ -171,6 +171,10 @@ class Tree:
         """Ids of the nodes that nothing continues, the prompt excluded: one for each sample."""
         return [i for i in range(1, len(self.nodes)) if not self._children[i]]
 
+    def endings(self) -> list[int]:
+        """Leaves that complete a sample: all but those at which a path was cut and not gone on with."""
+        return [leaf for leaf in self.leaves() if self.nodes[leaf].stop is not StopReason.CUT]
+
     def path(self, node: int) -> list[int]:
         """Ids from the root to `node`, both included."""
         ids = [node]

@@ -78,6 +78,14 @@ ALGORITHMS = {
         "updates_per_batch": 2,
         "value": {"learning_rate": 1e-2},
     },
+    "grft": {
+        "name": "grft",
+        "group_size": 3,
+        "survivor": "softmax",
+        "segments": {"cutter": "tokens:4"},
+        "critic": {"type": "function", "function": "grader.py:critic"},
+        "updates_per_batch": 2,
+    },
     "ppo-separate": {
         "name": "ppo",
         "group_size": 2,
@@ -111,6 +119,9 @@ def write_task(work: Path, grades: int) -> None:
     (work / "grader.py").write_text(
         "def reward(completion, item):\n"
         f"    return (sum(map(ord, completion)) % {grades}) / {grades}\n"
+        "def critic(chain):\n"
+        "    scores = [sum(map(ord, text)) % 11 for text in chain.thoughts]\n"
+        "    return {'thoughts': scores, 'progress': sorted(scores)}\n"
         "def worked(item):\n"
         "    return 'the answer is ' + item['answer']\n"
     )

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
         ("generic", "adapter", "grpo", 4),
         ("auto", "full", "ppo", 6),
         ("auto", "full", "rft", 6),
+        ("auto", "full", "grft", 6),
         ("auto", "full", "ppo-separate", 4),
         ("auto", "full", "dapo", 4),
         ("auto", "full", "reinforce", 3),

@@ -80,7 +80,7 @@ class GradingBeside:
         max_failure_rate: float,
         waiting: Callable[[], None] = lambda: None,
     ) -> list[LeafGrades]:
-        """Wait for the grades of all leaves; what was not handed over before is graded now.
+        """Wait for the grades of all samples; what was not handed over before is graded now.
 
         Args:
             trees: in the order of the prompts; the leaves of each in the order of their places.
@@ -91,10 +91,10 @@ class GradingBeside:
             GraderError: as `settle`; or whatever the grader raises.
         """
         for index, tree in enumerate(trees):
-            for place, leaf in enumerate(tree.leaves()):
+            for place, leaf in enumerate(tree.endings()):
                 if (index, place) not in self._grades:
                     self._add((index, place), sample_of(tree, leaf, self._decode))
-        places = [(index, place) for index, tree in enumerate(trees) for place in range(len(tree.leaves()))]
+        places = [(index, place) for index, tree in enumerate(trees) for place in range(len(tree.endings()))]
         pending = {self._grades[place] for place in places}
         while pending:
             waiting()

@@ -28,7 +28,7 @@ def settle(trees: Sequence[Tree], grades: Sequence[Grade], *, max_failure_rate: 
 
     Args:
         trees: grown trees.
-        grades: one for each leaf, tree by tree, leaves in rising order.
+        grades: one for each sample, tree by tree, leaves in rising order.
         max_failure_rate: largest share of them that may have failed.
 
     A sample without a score leaves its group and is counted; it is not a zero.
@@ -45,4 +45,4 @@ def settle(trees: Sequence[Tree], grades: Sequence[Grade], *, max_failure_rate: 
             f"{max_failure_rate:g}). {listed}"
         )
     remaining = iter(grades)
-    return [{leaf: next(remaining) for leaf in tree.leaves()} for tree in trees]
+    return [{leaf: next(remaining) for leaf in tree.endings()} for tree in trees]

@@ -164,6 +164,11 @@ _DECLARED = (
         "Segments a completion",
         special=True,
     ),
+    Metric(
+        "nodes_per_tree",
+        "nodes",
+        "Mean number of nodes of a tree below its prompt: candidates of all depths.",
+    ),
     Metric("critic_thought_mean", "score", "Mean of the critic's score of a thought, S."),
     Metric("critic_progress_mean", "score", "Mean of the critic's progress score, P."),
     Metric(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +33,16 @@ class _Sample:
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
     """Samples of one prefix that have drawn the same tokens so far; the network computes them once."""
 
     prefix: int
     tokens: list[int]
-    samples: list[_Sample]
+    samples: list[Any]
+    """What draws: with a key, and lists that its log-probabilities and kept sets are added to."""
+
     slot: int = -1
+    """Of the key/value cache; -1: none yet."""
 
 
 Store = Callable[[_Sample, Continuation], None]
@@ -57,9 +61,9 @@ class TorchEngine:
         self.decoder = decoder
         self.path = decoder.name
         self.version = -1
-        self._slots = slots
-        self._vocabulary = 0
-        self._eos = frozenset(int(i) for i in eos_ids)
+        self.slots = slots
+        self.vocabulary = 0
+        self.eos = frozenset(int(i) for i in eos_ids)
 
     def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None:
         """Take over the policy's current weights."""
@@ -94,26 +98,26 @@ class TorchEngine:
                 finished(sample.prefix, sample.place, continuation)
 
         waiting = self._groups(keys)[::-1]
-        slots = min(self._slots, sum(len(own) for own in keys))
+        slots = min(self.slots, sum(len(own) for own in keys))
         if not slots:
             return [[] for _ in keys]
         first_logits = self.decoder.begin(prefixes, slots, sampling.max_new_tokens)
-        self._vocabulary = first_logits.shape[-1]
+        self.vocabulary = first_logits.shape[-1]
         free = list(range(slots))[::-1]
-        rows: list[_Row] = []
+        rows: list[Row] = []
         drawn = growing = 0
         try:
             while rows or waiting:
                 if rows:
                     drawn += growing
-                    branches = self._draw(rows, self._step(rows), sampling)
+                    branches = self.draw(rows, self.step(rows), sampling)
                     rows = self._go_on(rows, branches, free, sampling, store)
                 growing = sum(len(row.samples) for row in rows)
                 # Samples grow into different rows, at worst each into one of its own.
                 while waiting and growing + len(waiting[-1].samples) <= slots:
                     entering = waiting.pop()
                     drawn += len(entering.samples)
-                    branches = self._draw([entering], first_logits[entering.prefix][None], sampling)
+                    branches = self.draw([entering], first_logits[entering.prefix][None], sampling)
                     rows += self._go_on([entering], branches, free, sampling, store)
                     growing = sum(len(row.samples) for row in rows)
                 if progress is not None:
@@ -122,15 +126,15 @@ class TorchEngine:
             self.decoder.end()
         return [[c for c in own if c is not None] for own in results]
 
-    def _groups(self, keys: Sequence[Sequence[int]]) -> list[_Row]:
+    def _groups(self, keys: Sequence[Sequence[int]]) -> list[Row]:
         """The samples of each prefix, cut where there are more than slots."""
         return [
-            _Row(i, [], [_Sample(i, j, own[j]) for j in range(start, min(start + self._slots, len(own)))])
+            Row(i, [], [_Sample(i, j, own[j]) for j in range(start, min(start + self.slots, len(own)))])
             for i, own in enumerate(keys)
-            for start in range(0, len(own), self._slots)
+            for start in range(0, len(own), self.slots)
         ]
 
-    def _step(self, rows: Sequence[_Row]) -> torch.Tensor:
+    def step(self, rows: Sequence[Row]) -> torch.Tensor:
         """Append each row's last token to the cache."""
         return self.decoder.step(
             np.array([r.slot for r in rows], dtype=np.int32),
@@ -139,9 +143,9 @@ class TorchEngine:
             np.array([len(r.tokens) - 1 for r in rows], dtype=np.int32),
         )
 
-    def _draw(
-        self, rows: Sequence[_Row], logits: torch.Tensor, sampling: SamplingSettings
-    ) -> list[dict[int, list[_Sample]]]:
+    def draw(
+        self, rows: Sequence[Row], logits: torch.Tensor, sampling: SamplingSettings
+    ) -> list[dict[int, list[Any]]]:
         """Each sample's next token: for every row, token -> the samples that drew it."""
         drawing = [(index, sample) for index, row in enumerate(rows) for sample in row.samples]
         if len(drawing) > len(rows):
@@ -150,7 +154,7 @@ class TorchEngine:
         uniform = uniforms(keys, np.array([len(rows[index].tokens) for index, _ in drawing]))
         tokens, logprobs, kept = self.decoder.draw(logits, uniform, sampling)
         masks = None if kept is None else kept.cpu().numpy()
-        branches: list[dict[int, list[_Sample]]] = [{} for _ in rows]
+        branches: list[dict[int, list[Any]]] = [{} for _ in rows]
         for i, (index, sample) in enumerate(drawing):
             sample.logprobs.append(float(logprobs[i]))
             if masks is not None:
@@ -160,20 +164,20 @@ class TorchEngine:
 
     def _go_on(
         self,
-        rows: Sequence[_Row],
-        branches: Sequence[dict[int, list[_Sample]]],
+        rows: Sequence[Row],
+        branches: Sequence[dict[int, list[Any]]],
         free: list[int],
         sampling: SamplingSettings,
         store: Store,
-    ) -> list[_Row]:
+    ) -> list[Row]:
         """Finish what has ended; the first of a row's other branches keeps its slot, the rest get copies."""
-        going: list[_Row] = []
+        going: list[Row] = []
         sources: list[int] = []
-        copies: list[_Row] = []
+        copies: list[Row] = []
         for row, by_token in zip(rows, branches, strict=True):
             slot = row.slot
             for token, samples in by_token.items():
-                branch = _Row(row.prefix, [*row.tokens, token], samples)
+                branch = Row(row.prefix, [*row.tokens, token], samples)
                 if self._finished(branch, sampling, store):
                     continue
                 going.append(branch)
@@ -186,15 +190,21 @@ class TorchEngine:
                 free.append(slot)
         for branch in copies:
             branch.slot = free.pop()
-        # A row that comes from its prefix alone has nothing to copy. A slot just freed is nobody's source.
-        pairs = [(source, branch.slot) for source, branch in zip(sources, copies, strict=True) if source >= 0]
-        if pairs:
-            self.decoder.copy_slots(*np.array(pairs, dtype=np.int32).T)
+        self.copy([(source, branch.slot) for source, branch in zip(sources, copies, strict=True)])
         return going
 
-    def _finished(self, row: _Row, sampling: SamplingSettings, store: Store) -> bool:
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Let slots go on from where others stand: pairs of source and target.
+
+        A row that comes from its prefix alone (-1) has nothing to copy. A slot just freed is nobody's source.
+        """
+        copied = [pair for pair in pairs if pair[0] >= 0]
+        if copied:
+            self.decoder.copy_slots(*np.array(copied, dtype=np.int32).T)
+
+    def _finished(self, row: Row, sampling: SamplingSettings, store: Store) -> bool:
         """Store the continuations if the row's last token ends them."""
-        if row.tokens[-1] in self._eos:
+        if row.tokens[-1] in self.eos:
             stop = StopReason.EOS
         elif len(row.tokens) >= sampling.max_new_tokens:
             stop = StopReason.LENGTH
@@ -208,6 +218,6 @@ class TorchEngine:
                     f"sampling with the weights after {self.version} steps: a log-probability is "
                     f"{logprobs[~np.isfinite(logprobs)][0]}"
                 )
-            kept = KeptTokens.of(sample.kept, self._vocabulary) if sample.kept else None
+            kept = KeptTokens.of(sample.kept, self.vocabulary) if sample.kept else None
             store(sample, Continuation(tokens, logprobs, stop, kept))
         return True

@@ -1,0 +1,213 @@
+"""Trees with groups at every prefix: nothing is drawn differently for being shared, cut or waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from graft.errors import ConfigError
+from graft.kernels import load_kernels
+from graft.rollout.grow import grow_groups
+from graft.rollout.grow_trees import Shape, draw_softmax, grow_trees
+from graft.rollout.hf_decoder import HuggingFaceDecoder
+from graft.rollout.llama_decoder import LlamaDecoder
+from graft.rollout.sampling import SamplingSettings, stream_key
+from graft.rollout.torch_engine import TorchEngine
+from graft.tree import ROOT, Kind, Tree
+from graft.types import Prompt, Purpose, StopReason
+from tests.conftest import build_tiny_config
+
+SAMPLING = SamplingSettings(max_new_tokens=14, temperature=1.0)
+
+
+class EveryThird:
+    """A boundary after every third token of a path; a token of number 9 makes the rest the answer."""
+
+    def __init__(self, fed: tuple[int, ...] = ()) -> None:
+        self.fed = list(fed)
+
+    def feed(self, token: int, logprob: float | None) -> bool:
+        assert logprob is not None
+        assert logprob <= 0
+        self.fed.append(token)
+        return len(self.fed) % 3 == 0
+
+    def fork(self) -> EveryThird:
+        return EveryThird(tuple(self.fed))
+
+    def last_kind(self, stop: StopReason | None) -> Kind:
+        return Kind.THOUGHT if stop in (StopReason.CUT, StopReason.LENGTH) else Kind.ANSWER
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(build_tiny_config(vocab_size=48)).eval()
+
+
+def engine_of(model: LlamaForCausalLM, slots: int, *, fast: bool = False) -> TorchEngine:
+    if fast:
+        kernels = load_kernels()
+        if isinstance(kernels, str):
+            pytest.skip(kernels)
+        decoder = LlamaDecoder(model.config, kernels, torch.float32)
+    else:
+        decoder = HuggingFaceDecoder(model.config, dtype=torch.float32, device=torch.device("cpu"))
+    engine = TorchEngine(decoder, slots=slots, eos_ids=[2, 7])
+    engine.load_weights(model.state_dict(), 0)
+    return engine
+
+
+def prompts(count: int = 3) -> list[Prompt]:
+    rng = np.random.default_rng(0)
+    return [
+        Prompt(
+            row=i,
+            messages=(),
+            item={},
+            tokens=rng.integers(3, 48, 3 + i).astype(np.int32),
+            question=str(i),
+        )
+        for i in range(count)
+    ]
+
+
+def grow(engine: TorchEngine, shape: Shape, rows: Sequence[Prompt], **changes) -> list[Tree]:
+    asked = {
+        "shape": shape,
+        "begin": lambda _: EveryThird(),
+        "score": lambda groups: [[0.0] * len(nodes) for _, nodes in groups],
+        "sampling": SAMPLING,
+        "seed": 5,
+        "step": 3,
+        **changes,
+    }
+    return grow_trees(engine, rows, **asked)
+
+
+def texts(trees: Sequence[Tree]) -> list[list[tuple]]:
+    return [
+        [(node.parent, node.group, node.kind, node.stop, node.tokens.tolist()) for node in tree.nodes]
+        for tree in trees
+    ]
+
+
+def draw_alone(model: LlamaForCausalLM, tree: Tree, node: int, place_path: tuple[int, ...]) -> list[int]:
+    """A segment drawn token by token with a full forward pass each, from the prompt and path before it."""
+    before = [t for i in tree.path(tree.nodes[node].parent) for t in tree.nodes[i].tokens.tolist()]
+    done = len(before) - len(tree.nodes[ROOT])
+    key = stream_key(5, Purpose.TRAIN, 3, tree.prompt.row, 0, *place_path)
+    from graft.rollout.sampling import uniforms
+
+    drawn: list[int] = []
+    for offset in range(len(tree.nodes[node])):
+        logits = model(torch.tensor([[*before, *drawn]])).logits[0, -1].double()
+        cumulative = logits.softmax(-1).cumsum(-1)
+        uniform = uniforms(np.array([key], dtype=np.uint64), np.array([done + offset]))[0]
+        drawn.append(int((cumulative < uniform).sum()))
+    return drawn
+
+
+def places(tree: Tree, node: int) -> tuple[int, ...]:
+    """Place in each group from the prompt on."""
+    return tuple(list(tree.children(tree.nodes[n].parent)).index(n) for n in tree.path(node)[1:])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    "shape", [Shape((3, 2, 2), "all"), Shape((4,) * 6, "sample"), Shape((2, 3), "all")], ids=str
+)
+def test_every_segment_is_what_its_path_gives(model, shape, fast):
+    trees = grow(engine_of(model, 24, fast=fast), shape, prompts())
+    for tree in trees:
+        for node in range(1, len(tree)):
+            assert tree.nodes[node].tokens.tolist() == draw_alone(model, tree, node, places(tree, node))
+
+
+@pytest.mark.parametrize("shape", [Shape((3, 2, 2), "all"), Shape((4,) * 6, "sample")], ids=str)
+def test_the_number_of_slots_changes_nothing(model, shape):
+    wide = texts(grow(engine_of(model, 60), shape, prompts(5)))
+    assert texts(grow(engine_of(model, shape.widest), shape, prompts(5))) == wide
+
+
+def test_depth_one_is_a_group_of_whole_completions(model):
+    engine = engine_of(model, 8)
+    [tree] = grow(engine, Shape((6,), "all"), prompts(1))
+    [group] = grow_groups(
+        engine,
+        prompts(1),
+        group_size=6,
+        sampling=SAMPLING,
+        seed=5,
+        purpose=Purpose.TRAIN,
+        step=3,
+    )
+    assert [n.tokens.tolist() for n in tree.nodes] == [n.tokens.tolist() for n in group.nodes]
+    assert [n.engine_logprobs.tolist() for n in tree.nodes] == [
+        n.engine_logprobs.tolist() for n in group.nodes
+    ]
+
+
+def test_the_shape_of_a_chain(model):
+    for tree in grow(engine_of(model, 16), Shape((4,) * 9, "sample"), prompts(4)):
+        parents = {node.parent for node in tree.nodes[1:]}
+        for parent in parents:
+            assert len(tree.children(parent)) == 4
+            if parent != ROOT:
+                assert tree.nodes[parent].stop is StopReason.CUT
+        assert sum(bool(tree.children(node)) for node in tree.children(ROOT)) <= 1
+        for leaf in tree.leaves():
+            assert tree.completion_length(leaf) <= 14
+        groups = {tree.nodes[node].group for node in range(1, len(tree))}
+        assert len(groups) == len(parents)
+
+
+def test_the_last_depth_is_drawn_to_the_end(model):
+    for tree in grow(engine_of(model, 16), Shape((2, 2), "all"), prompts(4)):
+        assert all(tree.nodes[leaf].stop is not StopReason.CUT for leaf in tree.leaves())
+        assert tree.endings() == tree.leaves()
+
+
+def test_the_survivor_is_the_one_with_the_best_score(model):
+    def score(groups):
+        return [[float(place == 2) for place in range(len(nodes))] for _, nodes in groups]
+
+    for tree in grow(engine_of(model, 16), Shape((4,) * 5, "best"), prompts(4), score=score):
+        for parent in {node.parent for node in tree.nodes[1:]}:
+            going = [place for place, child in enumerate(tree.children(parent)) if tree.children(child)]
+            assert going in ([], [2])
+
+
+def test_any_survivor_is_as_likely(model):
+    rows = [
+        Prompt(row=i, messages=(), item={}, tokens=np.array([5], np.int32), question="") for i in range(300)
+    ]
+    counts = np.zeros(3)
+    for tree in grow(engine_of(model, 60), Shape((3, 1), "sample"), rows):
+        if all(tree.nodes[n].stop is StopReason.CUT for n in tree.children(ROOT)):
+            counts[[bool(tree.children(n)) for n in tree.children(ROOT)].index(True)] += 1
+    assert counts.sum() > 150
+    assert (np.abs(counts / counts.sum() - 1 / 3) < 0.09).all()
+
+
+def test_a_softmax_by_hand():
+    # weights 1, e, 1 at temperature 1
+    edges = np.cumsum([1, np.e, 1]) / (2 + np.e)
+    assert [
+        draw_softmax([0.0, 1.0, 0.0], 1.0, u) for u in (0.0, edges[0] - 1e-6, edges[0] + 1e-6, 0.999)
+    ] == [0, 0, 1, 2]
+    assert draw_softmax([0.0, 100.0], 0.1, 0.5) == 1
+    assert draw_softmax([-1e9, -1e9], 1.0, 0.7) == 1
+
+
+def test_a_tree_that_is_too_wide_is_refused(model):
+    with pytest.raises(ConfigError, match=r"keeps 12 paths open, rollout\.slots is 11"):
+        grow(engine_of(model, 11), Shape((3, 2, 2), "all"), prompts(1))
+
+
+def test_no_prompts(model):
+    assert grow(engine_of(model, 4), Shape((2,), "all"), []) == []
