@@ -127,8 +127,9 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
     sft = check({"algorithm": {"name": "sft", "worked": "key:w"}}).algorithm
     assert sft == SFT(worked="key:w")
     assert "no algorithm is called 'gropo'. Did you mean 'grpo'?" in refusal({"algorithm": {"name": "gropo"}})
-    assert "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, rft, grft, sft." in refusal(
-        {"algorithm": {"name": "xyz"}}
+    assert (
+        "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, process_grpo, rft, grft, sft."
+        in refusal({"algorithm": {"name": "xyz"}})
     )
     assert ALGORITHM_NAMES[0] == "grpo"
     assert "algorithm" in refusal({"algorithm": "grpo"})

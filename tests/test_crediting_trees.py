@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from graft.algorithm_settings import GRFT, GRPO, RFT, Rewards, ThoughtRewards
+from graft.algorithm_settings import GRFT, GRPO, RFT, ProcessGRPO, Rewards, ThoughtRewards
 from graft.crediting import Evidence, credit_relative
-from graft.crediting_segments import correlation, credit_segments
+from graft.crediting_segments import correlation, credit_process, credit_segments
 from graft.crediting_trees import credit_siblings, critic_scores, outcome_values
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Appraisal, Critique, Grade, Outcome, StopReason
@@ -200,6 +200,31 @@ def test_a_completion_that_the_critic_failed_on_has_no_part():
     )
     credit = credit_segments(failed, RFT())
     assert (flat(credit.trees[0]), credit.denominators) == ({}, [0.0])
+
+
+def test_process_supervision_by_hand():
+    """Two completions of one group. Step rewards 10, 0 and G = 10; 4 and G = 0: mean 4.8. Sums over later steps."""
+    tree = Tree(group(1).prompt)
+    top = tree.new_group()
+    one = add(tree, ROOT, 2, top, Kind.THOUGHT)
+    two = add(tree, one, 1, top, Kind.THOUGHT)
+    three = add(tree, two, 1, top, Kind.ANSWER)
+    four = add(tree, ROOT, 3, top, Kind.THOUGHT)
+    five = add(tree, four, 1, top, Kind.ANSWER)
+    critiques = {three: Critique(10.0, (10.0, 0.0), (0.0, 0.0)), five: Critique(0.0, (4.0,), (0.0,))}
+    grades = {three: Grade(1.0), five: Grade(0.0)}
+    evidence = Evidence([tree], [grades], critiques=[critiques])
+    [own] = credit_process(evidence, ProcessGRPO(scale="none")).trees
+    # 5.2, -4.8, 5.2 and -0.8, -4.8; both completions have 4 tokens
+    assert {n: a[0] for n, a in own.advantages.items()} == pytest.approx(
+        {one: 5.6, two: 0.4, three: 5.2, four: -5.6, five: -4.8}
+    )
+    assert {n: w.tolist() for n, w in own.weights.items()} == {
+        n: [1 / 8] * len(tree.nodes[n]) for n in (one, two, three, four, five)
+    }
+    alike = {leaf: Critique(5.0, (5.0,) * len(c.thoughts), c.progress) for leaf, c in critiques.items()}
+    nothing = credit_process(Evidence([tree], [grades], critiques=[alike]), ProcessGRPO())
+    assert (nothing.groups, nothing.groups_with_signal, flat(nothing.trees[0])) == (1, 0, {})
 
 
 def test_correlation():

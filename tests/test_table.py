@@ -29,6 +29,7 @@ from tests.update.test_exactness import load, relative
 IN_LOSS = {"kl": {"coefficient": 0.1, "estimator": "k3"}, "entropy": {"coefficient": 0.01}}
 CAPPED = {"engine_weight_cap": 2.0, "overlong": {"buffer_share": 0.5}}
 
+CAPPED_ONLY = {"engine_weight_cap": 2.0}
 CLIPPED = {"clip": {"low": 0.05, "high": 0.05, "dual": 3.0}, "value": {"clip": 0.1}}
 
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -51,6 +52,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "engine_weight_cap": 2.0,
         },
     ],
+    "process_grpo": [{}, IN_LOSS | CAPPED_ONLY | {"reduction": "token_mean", "scale": "none"}],
     "grft": [
         {},
         {"shape": "tree", "score": "outcome", "ratio": "segment_mean", "clip": {"low": 0.05, "high": 0.05}},
@@ -181,7 +183,7 @@ def test_no_packing_changes_the_gradient(tiny_model_folder, name, changes):
     trees = [random_group(rng, row=i, vocabulary=6) for i in range(3)]
     if isinstance(settings, SFT):
         trees = [random_group(rng, row=i, samples=1, vocabulary=6) for i in range(6)]
-    if name == "rft":
+    if name in ("rft", "process_grpo"):
         trees = [chains(tree) for tree in trees]
     if name == "grft":
         trees = [answered(random_deep_tree(rng, row=i, vocabulary=6)) for i in range(3)]

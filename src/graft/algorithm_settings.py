@@ -381,6 +381,32 @@ class RFT(Sampled, Reused):
     kl: PolicyKL = PolicyKL()  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
 
 
+class ProcessGRPO(Sampled, Reused):
+    """GRPO with process supervision: a critic's scores of all steps of a group are normalised together, and a token's
+    advantage is the sum over its own and the later steps (arXiv:2402.03300, section 4.1.3)."""
+
+    name: Literal["process_grpo"] = "process_grpo"
+
+    group_size: int = Field(default=8, ge=2)
+    """Samples for each prompt. One is not enough: the others are its baseline."""
+
+    reduction: Reduction = "sample_mean"
+    """As in `grpo`."""
+
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """Divide step rewards by the standard deviation of the group's steps, of the batch's, or not at all."""
+
+    segments: Segments = Segments()
+    critic: CriticSettings = Equations()
+    clip: TokenClip = TokenClip()
+
+    @model_validator(mode="after")
+    def _kl_stands_in_the_loss(self) -> ProcessGRPO:
+        if self.kl.place == "reward":
+            raise ValueError('kl.place = "reward": the rewards are those of steps; use "loss"')
+        return self
+
+
 class GRFT(Sampled, Reused):
     """Group relative reinforcement fine-tuning: a group of candidates at every prefix, no value model."""
 
@@ -458,11 +484,11 @@ class SFT(Section):
 
 
 AlgorithmSettings = Annotated[
-    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | RFT | GRFT | SFT,
+    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | ProcessGRPO | RFT | GRFT | SFT,
     Field(discriminator="name"),
 ]
 
 ALGORITHM_NAMES: tuple[str, ...] = tuple(
     section.model_fields["name"].default
-    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, RFT, GRFT, SFT)
+    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, ProcessGRPO, RFT, GRFT, SFT)
 )

@@ -20,7 +20,7 @@ from graft.crediting import (
     credit_values,
     credit_worked,
 )
-from graft.crediting_segments import credit_segments
+from graft.crediting_segments import credit_process, credit_segments
 from graft.crediting_trees import credit_siblings
 from graft.losses import (
     TokenBatch,
@@ -55,6 +55,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "gspo": Algorithm(samples=True, credit=credit_relative, loss=loss_clipped_sequence),
     "cispo": Algorithm(samples=True, credit=credit_relative, loss=loss_weighted),
     "ppo": Algorithm(samples=True, credit=credit_values, loss=loss_clipped),
+    "process_grpo": Algorithm(samples=True, credit=credit_process, loss=loss_clipped),
     "rft": Algorithm(samples=True, credit=credit_segments, loss=loss_segments),
     "grft": Algorithm(samples=True, credit=credit_siblings, loss=loss_nodes),
     "sft": Algorithm(samples=False, credit=credit_worked, loss=loss_cross_entropy),

@@ -1,4 +1,4 @@
-"""RFT: a critic's scores of the thoughts -> rewards, targets and advantages of segments.
+"""RFT and process GRPO: a critic's scores of the thoughts -> rewards and advantages of segments.
 
 The deck, "Reward Processing" and "Chain-of-Thought RFT Objective"; the formulas are in `credit/rewards.py` and
 `credit/gae.py`.
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graft.algorithm_settings import RFT, Rewards
+from graft.algorithm_settings import RFT, ProcessGRPO, Rewards
 from graft.credit.gae import generalised_advantages
+from graft.credit.group import process_advantages, without_signal
 from graft.credit.rewards import SegmentRewards, chain_rewards
 from graft.credit.whiten import whiten
-from graft.crediting import Evidence, StepCredit
+from graft.crediting import Evidence, ScoredSample, StepCredit, give, reduction_weights
 from graft.objective.reduce import segment_sum_weights
 from graft.objective.value import explained_variance
 from graft.tree import Kind
@@ -79,6 +80,56 @@ def credit_segments(evidence: Evidence, settings: RFT) -> StepCredit:
     if explained is not None:
         facts["value_explained_variance"] = explained
     return StepCredit(credits, len(groups), len(groups), denominators, facts=facts, details=details)
+
+
+def credit_process(evidence: Evidence, settings: ProcessGRPO) -> StepCredit:
+    """DeepSeekMath's process supervision: S_k rewards a thought, G the answer.
+
+    Groups whose step rewards are all equal have no gradient and are left out where nothing else needs them.
+    """
+    steps: list[tuple[int, int, float]] = []  # tree, node, reward
+    owners: list[int] = []
+    samples: list[tuple[int, int, list[int]]] = []  # tree, group, nodes
+    for index, tree in enumerate(evidence.trees):
+        for leaf, critique in evidence.critiques[index].items():
+            if evidence.grades[index][leaf].score is None or not critique.scored:
+                continue
+            assert critique.overall is not None
+            nodes = tree.path(leaf)[1:]
+            rewards = [*critique.thoughts, critique.overall][: len(nodes)]
+            steps += [(index, node, reward) for node, reward in zip(nodes, rewards, strict=True)]
+            owners += [len(samples)] * len(nodes)
+            samples.append((index, tree.nodes[nodes[0]].group, nodes))
+    numbering = {key: i for i, key in enumerate(dict.fromkeys((tree, group) for tree, group, _ in samples))}
+    groups = torch.tensor([numbering[samples[owner][:2]] for owner in owners], dtype=torch.int64)
+    rewards = torch.tensor([reward for *_, reward in steps], dtype=torch.float64)
+    advantages = process_advantages(
+        rewards, torch.tensor(owners, dtype=torch.int64), groups, scale=settings.scale
+    ).tolist()
+    idle = without_signal(rewards, groups).tolist()
+    scored = [
+        ScoredSample(
+            tree, numbering[tree, group], nodes[-1], 0.0, _tokens(evidence, tree, nodes), truncated=False
+        )
+        for tree, group, nodes in samples
+    ]
+    weights, denominators = reduction_weights(evidence, scored, [True] * len(scored), settings.reduction)
+    needed_anyway = settings.kl.coefficient != 0 or settings.entropy.coefficient != 0
+    credits = [Credit({}, {}) for _ in evidence.trees]
+    details: list[dict[int, dict[str, float]]] = [{} for _ in evidence.trees]
+    for (tree, node, reward), owner, advantage, no_signal in zip(
+        steps, owners, advantages, idle, strict=True
+    ):
+        details[tree][node] = {"R": reward, "A": advantage}
+        if needed_anyway or not no_signal:
+            length = len(evidence.trees[tree].nodes[node])
+            give(credits[tree], node, np.full(length, advantage), weights[owner])
+    with_signal = len(numbering) - len({g for g, none in zip(groups.tolist(), idle, strict=True) if none})
+    return StepCredit(credits, len(numbering), with_signal, denominators, details=details)
+
+
+def _tokens(evidence: Evidence, tree: int, nodes: Sequence[int]) -> int:
+    return sum(len(evidence.trees[tree].nodes[node]) for node in nodes)
 
 
 def judged_chains(evidence: Evidence, settings: RFT) -> list[JudgedChain]:

@@ -19,6 +19,7 @@ from graft.algorithm_settings import (
     RLOO,
     SFT,
     DrGRPO,
+    ProcessGRPO,
     Reinforce,
     Sampled,
 )
@@ -50,7 +51,7 @@ class TokenLoss:
     facts: Mapping[str, Tensor]
 
 
-def loss_clipped(tokens: TokenBatch, settings: GRPO | DrGRPO | DAPO | RLOO | PPO) -> TokenLoss:
+def loss_clipped(tokens: TokenBatch, settings: GRPO | DrGRPO | DAPO | RLOO | PPO | ProcessGRPO) -> TokenLoss:
     """Clipped surrogate with the ratio of each token."""
     clipped = clipped_policy_loss(
         tokens.logprobs,

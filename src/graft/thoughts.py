@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.algorithm_settings import GRFT, RFT, ThoughtRewards
+from graft.algorithm_settings import GRFT, RFT, ProcessGRPO, ThoughtRewards
 from graft.config import RunConfig
 from graft.crediting_trees import critic_scores
 from graft.critics.build import CriticServices, models_of, open_critic
@@ -145,7 +145,7 @@ def refuse_failures(critiques: Sequence[Critique], max_failure_rate: float) -> N
 
 def open_thought_critic(
     config: RunConfig,
-    settings: RFT | GRFT,
+    settings: ProcessGRPO | RFT | GRFT,
     encoder: ChatEncoder,
     *,
     engine: Engine,
