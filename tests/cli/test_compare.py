@@ -76,7 +76,18 @@ def undisturbed(tmp_path_factory, tiny_model_folder) -> Path:
     """A task with a finished comparison of two variants on two seeds in `out`."""
     task = write_task(tmp_path_factory.mktemp("compare"), tiny_model_folder)
     with pytest.raises(SystemExit) as ended:
-        main(["compare", str(task / "config.toml"), *VARIANTS, "--seeds", "2", "--out", str(task / "out")])
+        main(
+            [
+                "compare",
+                str(task / "config.toml"),
+                *VARIANTS,
+                "--seeds",
+                "2",
+                "--out",
+                str(task / "out"),
+                "--keep-checkpoints",
+            ]
+        )
     assert ended.value.code == 0
     return task
 
@@ -160,6 +171,17 @@ def test_a_run_is_the_one_that_train_makes_by_itself(undisturbed, graft):
     assert one == other
 
 
+def test_the_checkpoints_of_finished_runs_go(undisturbed, tmp_path, graft):
+    done = graft(
+        "compare", undisturbed / "config.toml", "--variant", "plain:", "--seeds", 1, "--tokens", 9,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    run = tmp_path / "out" / "runs" / "plain" / "seed-0"
+    assert (run / "metrics.jsonl").exists()
+    assert not (run / "checkpoints").exists()
+
+
 def test_a_later_call_runs_nothing_and_reads_the_same(undisturbed, graft):
     before = sorted(
         (p, p.stat().st_mtime_ns) for p in (undisturbed / "out" / "runs").rglob("*") if p.is_file()
@@ -210,6 +232,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_results(undisturbed, tmp_pa
         "compare",
         str(undisturbed / "config.toml"),
         *VARIANTS,
+        "--keep-checkpoints",
         "--seeds",
         "1",
         "--out",

@@ -56,6 +56,9 @@ def compare(
             "with: finished runs are kept, an interrupted one resumes.",
         ),
     ] = None,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Keep the checkpoints of finished runs.")
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +74,7 @@ def compare(
     entries = entries_of(config, entrants, seeds=seeds, tokens=tokens, out=out, overrides=overrides or ())
     _say_what_was_left_out(entries)
     try:
-        comparison = carry_out(entries, out, target=target, say=say)
+        comparison = carry_out(entries, out, target=target, keep_checkpoints=keep_checkpoints, say=say)
     except RunStoppedError as stopped:
         say(f"{stopped} did not come to its end. What has finished is kept; the same command goes on.")
         raise typer.Exit(stopped.exit_code) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,12 @@ def entries_of(
 
 
 def compare(
-    entries: Sequence[Entry], out: Path, *, target: float | None, say: Callable[[str], None]
+    entries: Sequence[Entry],
+    out: Path,
+    *,
+    target: float | None,
+    keep_checkpoints: bool = False,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run what has no result yet and write `comparison.json` and `comparison.md` after each run.
 
@@ -80,6 +86,7 @@ def compare(
         entries: as `entries_of` gives them.
         out: folder of the comparison; what an earlier call left there is gone on with.
         target: held-out accuracy whose price in tokens and seconds is told.
+        keep_checkpoints: keep those of runs that have finished; weights and moments take up 12 bytes a parameter.
         say: told of each run that begins.
 
     Returns:
@@ -99,6 +106,8 @@ def compare(
             stored = folder.read_result(entry)
             say(f"{name}{': has its result' if stored else ''}")
             results.append(stored or carry_out(folder, entry, lock=lock, say=say))
+            if stored is None and not keep_checkpoints:
+                shutil.rmtree(folder.run(entry.label, entry.seed) / "checkpoints", ignore_errors=True)
             _write(out, summary_of(entries, results, target=target))
     return summary_of(entries, results, target=target)
 
