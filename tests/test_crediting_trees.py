@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_depth_one_with_grades_as_scores_is_grpo_to_the_bit():
             assert flat(own) == flat(other)
 
 
-CRITIC = {"std_epsilon": 1e-12, "dampen": 1.0}
+CRITIC: dict[str, Any] = {"std_epsilon": 1e-12, "dampen": 1.0}
 
 
 def test_critic_scores_by_hand():
