@@ -85,19 +85,19 @@ READINGS = (
         "sampling_rounds",
         "1 is free. At `max_sampling_rounds` step after step, the batch is not filled any more: other rows.",
         GROUPED,
-        "`max_sampling_rounds` above 1, in steps that drew anything in vain.",
+        "Only with `max_sampling_rounds` above 1, in steps that drew anything in vain.",
     ),
     Reading(
         "groups_discarded",
         "A rise is the price of dynamic sampling going up as rows are solved, or given up.",
         GROUPED,
-        "As `sampling_rounds`.",
+        "Only beside `sampling_rounds`.",
     ),
     Reading(
         "tokens_discarded",
         "They count in `generated_tokens`: compare methods at equal `generated_tokens`, not at equal steps.",
         GROUPED,
-        "As `sampling_rounds`.",
+        "Only beside `sampling_rounds`.",
     ),
     Reading(
         "reward_baseline",
@@ -141,7 +141,7 @@ READINGS = (
         "Healthy well above 0. A fall says that what the critic likes is less and less what is right: a share of "
         "verifiable reward, another critic.",
         RFT,
-        "Both scores vary in the step.",
+        "Only where both scores vary in the step.",
     ),
     Reading(
         "segments_clipped_share",
@@ -153,12 +153,12 @@ READINGS = (
     Reading("critic_calls", "Cost; `equations` makes none.", RFT),
     Reading(
         "critic_tokens_sampled",
-        "Cost in policy tokens; often more than the completions themselves.",
+        "Cost: about (M + 1) n completions for each chain of M thoughts.",
         RFT,
-        '`critic.type = "monte_carlo"`.',
+        'Only with `critic.type = "monte_carlo"`.',
     ),
-    Reading("critic_prompt_tokens", "Cost.", RFT, "A critic that asks a judge."),
-    Reading("critic_completion_tokens", "Cost.", RFT, "A critic that asks a judge."),
+    Reading("critic_prompt_tokens", "Cost.", RFT, "Only with a critic that asks a judge."),
+    Reading("critic_completion_tokens", "Cost.", RFT, "Only with a critic that asks a judge."),
     Reading("critic_seconds", "Cost; of calls side by side more than the step waited.", RFT),
     # The update
     Reading(
@@ -248,25 +248,25 @@ READINGS = (
         "kl_to_initial",
         "Grows with training. Fast growth without reward is drift: a lower `optimizer.learning_rate`, or a penalty.",
         SAMPLED - VALUED,
-        "`report.kl_every`.",
+        "Only with `report.kl_every`.",
     ),
     Reading(
         "kl_to_initial",
         "Grows with training. Fast growth without reward is drift: a lower `optimizer.learning_rate`, or a penalty.",
         VALUED,
-        "`report.kl_every`, and `kl.coefficient` above 0.",
+        "Only with `report.kl_every`, and `kl.coefficient` above 0.",
     ),
     Reading(
         "kl_per_completion",
         "Grows with training, up to `kl.target` where there is one.",
         PPO,
-        'A KL penalty with `kl.place = "reward"`.',
+        "Only with a KL penalty in the reward (`kl.place`).",
     ),
     Reading(
         "kl_coefficient",
         "Rises while the policy is further away than `kl.target`, else falls; constant without a target.",
         PPO,
-        "As `kl_per_completion`.",
+        "Only beside `kl_per_completion`.",
     ),
     Reading(
         "value_loss",
@@ -283,7 +283,7 @@ READINGS = (
         "0 at first, since the head starts at 0; should rise. Below 0 the baseline does harm: see "
         "`value.warmup_steps`.",
         PPO,
-        "Returns differ.",
+        "Only where returns differ.",
     ),
     Reading(
         "value_explained_variance",
@@ -291,7 +291,7 @@ READINGS = (
         " of the next state, so a high number says that the values agree with each other, not that they are "
         "right.",
         RFT,
-        "Targets differ.",
+        "Only where targets differ.",
     ),
     Reading(
         "engine_gap_mean",
