@@ -98,7 +98,7 @@ def problem_of(span: str) -> str | None:
     return None if is_known else "neither setting nor value, metric or method"
 
 
-CODE = re.compile(r"`([\w/]+\.py)`((?:(?:,| and|) `(?![\w/]+\.py`)[\w.]+`)*)")
+CODE = re.compile(r"`([\w/]+\.py)`((?:(?:,|\s+and|)\s+`(?![\w/]+\.py`)[\w.]+`)*)")
 
 
 def references(text: str) -> list[tuple[str, str]]:
