@@ -18,6 +18,7 @@ from graft.cli.method_pages import fill, filled_pages, render_blocks
 from graft.cli.readings import READINGS, metrics_of, reading_of
 from graft.cli.settings import Setting, read_algorithm, read_sections
 from graft.losses import TokenBatch, loss_clipped, loss_clipped_sequence, loss_weighted
+from graft.report.doctor.diagnosis import CHECKS
 from graft.report.metrics import METRICS, find_metric
 
 ROOT = Path(__file__).parents[2]
@@ -312,6 +313,25 @@ def test_a_metric_has_one_reading_in_a_method():
     assert reading_of("value_loss", "grpo") is None
     with pytest.raises(KeyError):
         METRICS["no_such_metric"]
+
+
+def test_thresholds_and_titles_are_those_of_the_doctor():
+    checks = {check.name: check for check in CHECKS}
+    for metric, name, said in (
+        ("clipped_share", "clipped", "look from 20 %"),
+        ("ratio_max", "ratio", "look from 2."),
+        ("engine_gap_mean", "engine_gap", "look from 0.05."),
+    ):
+        reading = reading_of(metric, "grpo")
+        assert reading is not None
+        assert said in reading.text
+        threshold = re.findall(r"[\d.]+\d|\d+", said)[0]
+        assert float(threshold) / (100 if "%" in said else 1) == checks[name].look
+    titles = " ".join(check.title for check in CHECKS)
+    failures = own_words(METHODS / "grpo.md").partition("## Hazards")[2]
+    for title in [*re.findall(r'"([A-Z][\w\' -]+)"', failures), "Step-count gaming"]:
+        if title != "Failure Points of GRPO":
+            assert title in titles
 
 
 # -- what the pages claim -------------------------------------------------------------------------------------
