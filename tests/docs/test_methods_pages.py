@@ -43,7 +43,9 @@ for _section in read_sections():
     for _entry in _section.settings:
         IN_SETTINGS.setdefault(_entry.path.removeprefix("algorithm."), []).append(_entry)
 
-SECTIONS = {section.path for section in read_sections()}
+SECTIONS = {
+    path for section in read_sections() for path in (section.path, section.path.removeprefix("algorithm."))
+}
 LITERALS = set(re.findall(r'"(\w+)"', " ".join(s.type for own in IN_SETTINGS.values() for s in own)))
 KINDS = set(re.findall(r'"(\w+)"', " ".join(section.title for section in read_sections())))
 PARAMETERS = {"name", "type"}
