@@ -1,4 +1,4 @@
-"""Writes the generated pages: `python -m graft.cli.docs [FOLDER]`, default `docs`."""
+"""Writes the generated pages, and the generated parts of pages: `python -m graft.cli.docs [FOLDER]`, default `docs`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from graft.cli import settings
 from graft.cli.main import ENVIRONMENT, EXIT_CODES, app
+from graft.cli.method_pages import filled_pages
 from graft.report import metrics
 from graft.report.doctor import diagnosis
 
@@ -91,11 +92,14 @@ def _one_line(text: str | None) -> str:
 
 
 def main(folder: Path) -> None:
-    """Write all pages into a folder."""
+    """Write all pages into a folder, and the generated parts of the methods' pages that are there."""
     for name, text in render_pages().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
         print(folder / name)
+    for path, text in filled_pages(folder / "methods"):
+        path.write_text(text, encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -80,6 +81,15 @@ def read_sections() -> list[SettingsSection]:
     return list(_sections(RunConfig, "", chosen_by=None, default=None))
 
 
+def read_algorithm(name: str) -> list[SettingsSection]:
+    """The sections of one algorithm: `[algorithm]` with this name, and those inside it."""
+    from graft.config import section_at
+
+    kind = section_at(("algorithm",), {"algorithm": {"name": name}})
+    assert kind is not None
+    return list(_sections(kind, "algorithm", chosen_by=_tag(kind), default=None))
+
+
 def render_text() -> str:
     """For the terminal."""
     lines: list[str] = []
@@ -103,14 +113,18 @@ def render_markdown() -> str:
     ]
     for section in read_sections():
         lines += [f"## {f'`{section.title}`' if section.title else 'Top of the file'}", "", section.help, ""]
-        if section.settings:
-            lines += ["| Setting | Type | Default | Meaning |", "|---|---|---|---|"]
-        for entry in section.settings:
-            default = entry.default if entry.default in ("required", "none") else f"`{entry.default}`"
-            cells = (f"`{entry.path}`", entry.type, default, entry.help)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        lines.append("")
+        lines += [*table_of(section.settings), ""] if section.settings else []
     return "\n".join(lines[:-1]) + "\n"
+
+
+def table_of(settings: Iterable[Setting]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = ["| Setting | Type | Default | Meaning |", "|---|---|---|---|"]
+    for entry in settings:
+        default = entry.default if entry.default in ("required", "none") else f"`{entry.default}`"
+        cells = (f"`{entry.path}`", entry.type, default, entry.help)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
 
 
 def _sections(
@@ -184,7 +198,8 @@ def _bounds_of_entries(annotation: Any) -> list[str]:
 def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return ", ".join(f'"{value}"' for value in arguments[:-1]) + f' or "{arguments[-1]}"'
+        *others, last = (f'"{value}"' for value in arguments)
+        return f"{', '.join(others)} or {last}" if others else last
     if origin in (Union, UnionType):
         return " or ".join(_type_name(part) for part in arguments if part is not NoneType)
     if origin is Annotated:
@@ -217,7 +232,7 @@ def _as_toml(value: Any) -> str:
             if value
             else "{}"
         )
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 def _tag(kind: type[BaseModel]) -> str:
