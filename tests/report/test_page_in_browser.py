@@ -321,8 +321,10 @@ def test_the_tree_by_keyboard(browser: Browser, trees: Path):
 def test_the_path_that_a_chain_was_grown_along_is_marked_and_texts_open_whole(browser: Browser, trees: Path):
     page = browser.open(trees)
     choose(page, row=2)
+    assert lines(page) == [*["1 thought"] * 3, *["2 thought"] * 3, "3 answer"]
     assert texts(page, ".survived > .line .span-kind") == ["1 thought", "2 thought", "3 answer"]
     assert "grown along" in texts(page, "#tree-about")[0]
+    assert count(page, ".survived ~ .item") == 0
     assert len(texts(page, ".tree .block")[0]) <= 200
     assert "(empty)" in texts(page, ".tree .block")
     page.point(".tree .item .block", click=True)

@@ -1,6 +1,7 @@
 /* One prompt as a tree: spans below the span that they continue, spans drawn from one state in a bracket. */
 const LINES_AT_FIRST = 40;
 const NOT_GRADED = "not graded";
+const INDENTED_LEVELS = 8;
 const NUMBERS_IN_LINE = ["S", "P", "value"];
 
 /* Of each node the ids of those that continue it; of the prompt as the second. */
@@ -11,6 +12,11 @@ function childrenOf(nodes) {
 }
 
 const isScored = (node) => node.grade !== undefined && node.grade.score !== null;
+
+function shareRight(right, leaves) {
+  if (leaves > 1) return `${right} of ${leaves} right`;
+  return leaves ? (right ? "right" : "wrong") : "";
+}
 
 class TreeView {
   constructor(prompt) {
@@ -27,7 +33,7 @@ class TreeView {
     this.element = html("div", "tree card", messageList(prompt), this.names(), this.list);
     this.element.style.setProperty("--columns", this.columns.map(() => "3rem").join(" "));
     this.unfoldFirst();
-    this.current = this.items[this.top[0]];
+    this.current = this.list.querySelector(".item");
     this.current.tabIndex = 0;
     this.list.addEventListener("click", (event) => this.click(event));
     this.list.addEventListener("keydown", (event) => this.key(event));
@@ -45,13 +51,15 @@ class TreeView {
     }
   }
 
-  /* The children of one node, group by group. A span alone that keeps its parent's group continues it: no bracket. */
+  /* The children of one node, group by group. A span alone that keeps its parent's group continues it: no bracket.
+     The member that was gone on from comes last, so that the others stand together above what followed. */
   families(ids, parent, level) {
     const groups = Map.groupBy(ids, (id) => this.nodes[id].group);
     return [...groups].flatMap(([group, members]) => {
-      const items = members.map((id) => this.item(id, level));
+      const ordered = [false, true].flatMap((survived) => members.filter((id) => this.survivors.has(id) === survived));
+      const items = ordered.map((id) => this.item(id, level));
       if (parent !== null && members.length === 1 && this.nodes[parent].group === group) return items;
-      const bracket = html("div", "siblings", html("div", "about", `group of ${members.length}`), ...items);
+      const bracket = html("div", level > INDENTED_LEVELS ? "siblings deep" : "siblings", html("div", "about", `group of ${members.length}`), ...items);
       bracket.setAttribute("role", "group");
       bracket.setAttribute("aria-label", `group of ${members.length}`);
       return [bracket];
@@ -101,7 +109,7 @@ class TreeView {
   outcome(id) {
     const { leaves, right, spans } = this.counts[id], node = this.nodes[id];
     if (node.grade && node.grade.outcome !== NOT_GRADED) return verdict(node.grade);
-    const made = html("span", "below", node.grade ? NOT_GRADED : leaves ? `${right} of ${leaves} right` : "");
+    const made = html("span", "below", node.grade ? NOT_GRADED : shareRight(right, leaves));
     if (spans) made.append(html("span", "folded", `+${spans}`));
     if (node.left_out) made.append(` ${node.left_out} not on this page`);
     return made;
@@ -140,14 +148,24 @@ class TreeView {
     item.setAttribute("aria-expanded", String(!folded));
   }
 
-  /* Level by level as long as the lines stay few; the path that the tree was grown along in any case. */
+  /* A span and those that continue it alone in its own group: the pieces of one completion. */
+  pieces(id) {
+    const found = [id];
+    for (let [next, ...more] = this.below[id]; next !== undefined && !more.length; [next, ...more] = this.below[next]) {
+      if (this.nodes[next].group !== this.nodes[id].group) break;
+      found.push(next);
+    }
+    return found;
+  }
+
+  /* Group below group as long as the lines stay few; the path that the tree was grown along in any case. */
   unfoldFirst() {
     let level = this.top, lines = level.length;
     while (level.length) {
-      const next = level.flatMap((id) => this.below[id]);
-      lines += next.length;
+      const whole = level.flatMap((id) => this.pieces(id)), next = level.flatMap((id) => this.below[this.pieces(id).at(-1)]);
+      lines += whole.length - level.length + next.length;
       if (lines > LINES_AT_FIRST) break;
-      for (const id of level) this.fold(this.items[id], false);
+      for (const id of whole) this.fold(this.items[id], false);
       level = next;
     }
     for (const id of this.survivors) this.fold(this.items[id], false);
@@ -201,7 +219,7 @@ class TreeView {
       ArrowUp: () => this.focus(this.beside(item, -1)),
       Home: () => this.focus(this.visible()[0]),
       End: () => this.focus(this.visible().at(-1)),
-      ArrowRight: () => (this.isFolded(item) ? this.fold(item, false) : this.focus(this.items[this.below[item.dataset.node][0]])),
+      ArrowRight: () => (this.isFolded(item) ? this.fold(item, false) : this.focus(item.querySelector(".children .item"))),
       ArrowLeft: () => (item.getAttribute("aria-expanded") === "true" ? this.fold(item, true) : this.focus(item.parentElement.closest(".item"))),
       Enter: () => this.open(item),
       " ": () => this.open(item),
