@@ -1,6 +1,7 @@
 """Run folders made up from a seed, for tests of everything that reads one.
 
     folder = write_run(tmp_path / "run", steps=20)
+    folder = write_trees(tmp_path / "run", [chains_record(1, [judged_chain(["3 + 4 = 7.\n"], "7")])])
 
 The curves look like those of a run that learns; nothing in them was measured.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.trees import tree_record
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Credit, Grade, Outcome, Prompt, StopReason, Tokens
+from graft.types import Credit, Critique, Grade, Outcome, Prompt, StopReason, Tokens
 
 CONFIG = """run = "runs/arithmetic"
 seed = 7
@@ -47,6 +49,10 @@ steps = {steps}
 worked = "key:solution"
 steps = 10
 """
+
+
+THOUGHT_METRICS = {"segments_per_completion": 4.5, "critic_agreement": 0.75, "value_explained_variance": 0.25}
+"""Metrics that only methods with thoughts record."""
 
 
 def decode(tokens: Tokens) -> str:
@@ -282,3 +288,131 @@ def _attempts(
         scores.append(float(solved))
     question = f"State the final answer to the following arithmetic problem: {first} + {second} - {third} ="
     return texts, scores, make_prompt(row, question, str(right))
+
+
+@dataclass(frozen=True)
+class MadeChain:
+    """A completion cut into thoughts and, where it has one, an answer; with what led to its credit."""
+
+    thoughts: Sequence[str]
+    answer: str | None = None
+    score: float = 1.0
+    critique: Critique | None = None
+    numbers: Sequence[Mapping[str, float]] = ()
+    """One mapping for each segment; none: the method tells no numbers."""
+
+
+def judged_chain(
+    thoughts: Sequence[str],
+    answer: str | None,
+    *,
+    score: float = 1.0,
+    reasons: Sequence[str] = (),
+    seed: int = 0,
+) -> MadeChain:
+    """A chain with a critique and all numbers, made up; an answer has R, V, Y and A alone."""
+    random_numbers = random.Random(seed)
+    scores = [random_numbers.choice([0.0, 5.0, 10.0]) for _ in thoughts]
+    progress = [10.0 * (k + 1) / (len(thoughts) + 1) for k in range(len(thoughts))]
+    numbers: list[dict[str, float]] = []
+    for k in range(len(thoughts) + (answer is not None)):
+        reward, value = random_numbers.uniform(-1, 3), random_numbers.uniform(0, 2)
+        own = {"R": reward, "V": value, "Y": reward + value / 2, "A": reward - value / 2}
+        if k < len(thoughts):
+            drawn = {name: random_numbers.uniform(-1, 1.5) for name in "ŜEQ"}
+            own = {
+                "S": scores[k],
+                "P": progress[k],
+                **drawn,
+                "C": 10 * score + drawn["Ŝ"] + drawn["Q"],
+                **own,
+            }
+        numbers.append(own)
+    critique = Critique(10.0 * score, tuple(scores), tuple(progress), tuple(reasons))
+    return MadeChain(thoughts, answer, score, critique, numbers)
+
+
+def chains_record(
+    step: int, chains: Sequence[MadeChain], *, row: int = 0, question: str = "?"
+) -> dict[str, Any]:
+    """A line of `trees.jsonl` of completions cut into chains, as RFT writes it."""
+    tree = make_tree(make_prompt(row, question), ["".join([*c.thoughts, c.answer or ""]) for c in chains])
+    leaves = dict.fromkeys(tree.leaves())
+    for leaf, chain in zip(list(leaves), chains, strict=True):
+        pieces = [*chain.thoughts, *([] if chain.answer is None else [chain.answer])]
+        edges = [sum(map(len, pieces[:k])) for k in range(1, len(pieces))]
+        kinds = [Kind.THOUGHT] * len(chain.thoughts) + [Kind.ANSWER] * (chain.answer is not None)
+        tree = tree.cut(leaf, edges, kinds)
+    ends = {tree.path(leaf)[1]: leaf for leaf in tree.leaves()}
+    advantages: dict[int, Any] = {}
+    grades, critiques, details = {}, {}, {}
+    for first, chain in zip(leaves, chains, strict=True):
+        leaf = ends[first]
+        grades[leaf] = Grade(chain.score)
+        if chain.critique is not None:
+            critiques[leaf] = chain.critique
+        for node, numbers in zip(tree.path(leaf)[1:], chain.numbers, strict=False):
+            details[node] = dict(numbers)
+            advantages[node] = np.full(len(tree.nodes[node]), numbers["A"], np.float32)
+    return tree_record(
+        step, Stage.TRAIN, tree, grades, decode, Credit(advantages, {}), critiques=critiques, details=details
+    )
+
+
+def grown_record(
+    step: int,
+    branching: Sequence[int],
+    *,
+    shape: str = "tree",
+    row: int = 0,
+    question: str = "?",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A line of `trees.jsonl` of a tree with a group at each prefix.
+
+    Args:
+        step: training step.
+        branching: size of the groups of each depth; the last are answers.
+        shape: `tree`: every span is gone on from; `chain`: one of each group, and the others are leaves.
+        row: of the prompt.
+        question: the prompt's text.
+        seed: of the numbers.
+    """
+    random_numbers = random.Random(seed)
+    tree = Tree(make_prompt(row, question))
+    grown, advantages, details = [ROOT], {}, {}
+    for depth, size in enumerate(branching, start=1):
+        kind = Kind.ANSWER if depth == len(branching) else Kind.THOUGHT
+        following = []
+        for parent in grown:
+            group = tree.new_group()
+            for member in range(size):
+                first, second = random_numbers.randrange(99), random_numbers.randrange(99)
+                ids = encode(f"Step {depth}.{member + 1}: {first} + {second} = ?\n")
+                stop = StopReason.EOS if kind is Kind.ANSWER else StopReason.CUT
+                node = tree.add(parent, ids, [-0.5] * len(ids), group=group, kind=kind, stop=stop)
+                advantage = random_numbers.gauss(0, 1)
+                advantages[node] = np.full(len(ids), advantage, np.float32)
+                details[node] = {"value": random_numbers.random(), "A": advantage}
+                if kind is Kind.THOUGHT:
+                    details[node] |= {"S": random_numbers.uniform(0, 10), "P": 10.0 * depth / len(branching)}
+                following.append(node)
+        grown = following if shape == "tree" else [random_numbers.choice(following)]
+    grades = {
+        leaf: Grade(float(random_numbers.random() < 0.5))
+        for leaf in tree.leaves()
+        if tree.nodes[leaf].kind is Kind.ANSWER
+    }
+    return tree_record(step, Stage.TRAIN, tree, grades, decode, Credit(advantages, {}), details=details)
+
+
+def write_trees(path: Path, *steps: Sequence[Mapping[str, Any]], algorithm: str = "rft") -> RunFolder:
+    """Write the folder of a run with the given lines of `trees.jsonl`, those of step 1, of step 2, ..."""
+    config = CONFIG.format(steps=max(len(steps), 1)).replace('"grpo"', f'"{algorithm}"')
+    folder = RunFolder.create(path, config)
+    with folder:
+        for step, records in enumerate(steps, start=1):
+            folder.append_metrics({"step": step, "stage": Stage.TRAIN, "reward_mean": 0.5, **THOUGHT_METRICS})
+            for record in records:
+                folder.append_tree({**record, "step": step})
+    return folder

@@ -7,8 +7,6 @@ import hashlib
 import json
 import math
 import re
-import subprocess
-import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft.errors import DataError
-from graft.report import page_data
+from graft.report import page_data, page_prompts
 from graft.report.html import embed, write_report
 from graft.report.metrics import METRICS, Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.trees import tree_record
 from graft.tree import Kind
-from graft.types import Credit, Grade, Outcome
+from graft.types import Credit, Critique, Grade, Outcome
 from tests.report.synthetic import (
     decode,
     evaluation_metrics,
@@ -34,8 +32,6 @@ from tests.report.synthetic import (
     make_tree,
     write_run,
 )
-
-CHROMIUM = Path("/usr/bin/chromium")
 
 HOSTILE = (
     "</script><script>alert(1)</script><!--<script><img src=x onerror=alert(2)>"
@@ -47,7 +43,7 @@ ELEMENTS = set(
         r"\w+",
         """html head meta title link style body a main section div header h1 h2 h3 p span b small dl dt dd details
         summary pre table thead tbody tr th td code figure figcaption button fieldset legend label input output footer
-        noscript script""",
+        noscript script select dl""",
     )
 )
 
@@ -114,7 +110,13 @@ def write_hostile_run(path: Path) -> RunFolder:
                 2: Grade(0.0, Outcome.UNPARSEABLE),
                 3: Grade(None, Outcome.CRASHED),
             }
-            folder.append_tree(tree_record(step, Stage.TRAIN, tree, grades, decode, credit))
+            critiques = {5: Critique(5.0, (1.0, 2.0), (1.0, 2.0), (HOSTILE, ""), problem=HOSTILE)}
+            details = {5: {HOSTILE: 1.0, "A": -0.25}}
+            folder.append_tree(
+                tree_record(
+                    step, Stage.TRAIN, tree, grades, decode, credit, critiques=critiques, details=details
+                )
+            )
         for moment in (Moment.BEFORE, Moment.AFTER):
             folder.append_metrics(evaluation_metrics(2, moment, 0.5))
             tree = make_tree(make_prompt(7, HOSTILE), [HOSTILE])
@@ -133,8 +135,9 @@ def test_hostile_text_stays_text(tmp_path: Path):
     assert "alert(1)" in page.text
     assert "<b>run & co" in page.text
     assert "<b>, <i>" not in page.text
-    shown = page.data["steps"][0]["prompts"][0]["samples"][0]
-    assert "".join(segment["text"] for segment in shown["segments"]) == (
+    nodes = page.data["steps"][0]["prompts"][0]["nodes"]
+    assert nodes[0]["reason"] == nodes[0]["text"] + nodes[3]["text"] + nodes[4]["text"]
+    assert nodes[0]["reason"] == (
         HOSTILE.replace("\x00", "␀")
         .replace("\x1b", "␛")
         .replace("\u202e", "⟨U+202E⟩")
@@ -312,12 +315,13 @@ def test_of_many_trees_an_even_choice_is_shown_and_counted(tmp_path: Path):
 def test_long_texts_and_large_groups_are_cut_and_counted(tmp_path: Path):
     with RunFolder.create(tmp_path / "run", "") as folder:
         folder.append_metrics({"step": 1, "stage": "train", "reward_mean": 0.5})
-        count = page_data.SAMPLES_PER_PROMPT + 4
-        tree = make_tree(make_prompt(1, "?"), ["x" * (page_data.CHARACTERS_PER_SAMPLE + 7)] * count)
+        count = page_prompts.SAMPLES_PER_PROMPT + 4
+        tree = make_tree(make_prompt(1, "?"), ["x" * (page_prompts.CHARACTERS_PER_SAMPLE + 7)] * count)
         folder.append_tree(tree_record(1, "train", tree, {}, decode, make_credit(tree, [0.0] * count)))
     (prompt,) = report_of(folder).data["steps"][0]["prompts"]
-    assert (len(prompt["samples"]), prompt["drawn"]) == (page_data.SAMPLES_PER_PROMPT, count)
-    assert prompt["samples"][0]["segments"][0]["text"].endswith("x… [7 more characters in trees.jsonl]")
+    assert (len(prompt["leaves"]), prompt["drawn"]) == (page_prompts.SAMPLES_PER_PROMPT, count)
+    assert (len(prompt["nodes"]), prompt["spans"]) == (page_prompts.SAMPLES_PER_PROMPT, count)
+    assert prompt["nodes"][0]["text"].endswith("x… [7 more characters in trees.jsonl]")
 
 
 def test_an_older_report_is_replaced_and_a_folder_that_is_no_run_is_refused(tmp_path: Path):
@@ -357,34 +361,3 @@ def test_text_has_enough_contrast_in_both_themes(tmp_path: Path):
         for text in ("ink", "muted", "accent", "warm", "good", "bad"):
             for ground in ("ground", "card"):
                 assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-
-
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium")
-def test_a_browser_draws_the_page_and_runs_nothing_hostile(tmp_path: Path):
-    path = write_report(write_hostile_run(tmp_path / "run").path)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-        done = subprocess.run(
-            [
-                str(CHROMIUM),
-                *flags.split(),
-                "--disable-background-networking",
-                "--disable-component-update",
-                f"--user-data-dir={profile}",
-                "--enable-logging=stderr",
-                "--virtual-time-budget=30000",
-                "--dump-dom",
-                path.as_uri(),
-            ],
-            capture_output=True,
-            timeout=60,
-            check=True,
-        )
-    console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
-    assert console == []
-    drawn = done.stdout.decode()
-    assert drawn.count("<svg") == 3
-    assert drawn.count('class="broken"') == 2
-    assert drawn.count('class="sample"') == 5
-    assert "<img" not in drawn
-    assert len(re.findall("<script", drawn)) == 2

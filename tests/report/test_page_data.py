@@ -10,7 +10,7 @@ from graft.report import page_data
 from graft.report.metrics import METRICS, Stage
 from graft.report.page_data import chart_meaning, chart_titles, charts, read_run, run_seconds
 from graft.report.run_folder import RunFolder
-from tests.report.synthetic import write_run
+from tests.report.synthetic import grown_record, write_run, write_trees
 
 
 def test_every_declared_chart_once_the_featured_first_and_the_loss_last():
@@ -28,6 +28,25 @@ def test_a_chart_needs_a_value_and_the_loss_of_reinforcement_is_none(tmp_path: P
         folder.append_metrics({"step": 1, "stage": "train", "loss": 0.0, "reward_mean": 0.5})
     found = [(chart["title"], chart["stage"]) for chart in charts(read_run(folder, max_trees=9))]
     assert found == [("Reward", "train"), ("Warm-start loss", "warm_start")]
+
+
+def test_charts_of_thoughts_come_where_they_were_measured(tmp_path: Path):
+    folder = write_trees(tmp_path / "run", [], [])
+    titles = [chart["title"] for chart in charts(read_run(folder, max_trees=9))]
+    assert titles == ["Reward", "Segments a completion", "Critic and grader", "Value model"]
+    plain = read_run(write_run(tmp_path / "plain", steps=2), max_trees=9)
+    assert not {chart["title"] for chart in charts(plain)} & set(titles[1:])
+
+
+def test_the_page_explains_the_numbers_that_it_shows(tmp_path: Path):
+    grown = grown_record(1, [2, 2])
+    grown["numbers"]["1"]["own"] = 1.0
+    run = read_run(write_trees(tmp_path / "run", [grown]), max_trees=9)
+    assert page_data.numbers_shown(run) == ["S", "P", "value", "own", "A"]
+    assert [entry["meaning"] == "" for entry in page_data.page_data(run)["numbers"]] == [False] * 3 + [
+        True,
+        False,
+    ]
 
 
 def test_seconds_are_those_of_steps_and_evaluations():
@@ -55,6 +74,19 @@ def test_texts_that_would_make_the_page_slow_leave_fewer_steps(tmp_path: Path, m
     monkeypatch.setattr(page_data, "CHARACTERS_ON_PAGE", size // 2)
     assert list(whole) == list(range(1, 9))
     assert len(read_run(folder, max_trees=400).shown_steps) == 4
+
+
+def test_texts_that_would_fill_the_memory_leave_fewer_steps_while_they_are_read(tmp_path: Path, monkeypatch):
+    folder = write_run(tmp_path / "run", steps=9, evaluate=False)
+    size = sum(
+        page_data._characters(prompt)
+        for prompts in read_run(folder, max_trees=400).shown_steps.values()
+        for prompt in prompts
+    )
+    monkeypatch.setattr(page_data, "CHARACTERS_HELD", size // 2)
+    assert list(read_run(folder, max_trees=400).shown_steps) == [1, 4, 6, 9]
+    monkeypatch.setattr(page_data, "CHARACTERS_HELD", 1)
+    assert list(read_run(folder, max_trees=400).shown_steps) == [9]
 
 
 def test_without_an_evaluation_section_solved_is_a_score_of_one(tmp_path: Path):

@@ -69,6 +69,14 @@ def changed(*path: Any) -> Callable[[dict[str, Any]], None]:
         (changed("nodes", 1, "parent", -1), "line 3: node 1 has parent -1"),
         (changed("grades", "1", "good"), "line 3: grades.1: input should be"),
         (changed("messages", "hello"), "line 3: messages: input should be a valid list"),
+        (changed("nodes", 1, "kind", "idea"), "line 3: nodes.1.kind: input should be 'prompt', 'thought'"),
+        (changed("nodes", 1, "group", None), "line 3: nodes.1.group: input should be a valid integer"),
+        (changed("numbers", {"1": {"S": None}}), "line 3: numbers.1.S"),
+        (changed("numbers", {"1": 5}), "line 3: numbers.1: input should be a valid dictionary"),
+        (
+            changed("critiques", {"1": {"reasons": "no"}}),
+            "line 3: critiques.1.reasons: input should be a valid list",
+        ),
         (changed("moment", "later"), "line 3: moment: input should be"),
     ],
 )

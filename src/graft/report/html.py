@@ -12,7 +12,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from graft.state.files import write_atomically
 MAX_TREES = 400
 """Training trees on the page, of steps at even distances."""
 
-_SCRIPTS = ("charts.js", "samples.js")
+_SCRIPTS = ("charts.js", "segments.js", "samples.js", "tree.js")
+_STYLES = ("page.css", "samples.css")
 _SMOOTH_FROM = 30
 _LEFT_OUT_NAMED = 5
 _AXES = (("step", "steps"), ("generated_tokens", "generated tokens"), ("seconds", "time"))
@@ -75,19 +76,20 @@ def write_report(
 def render_report(run: Run) -> str:
     """The page as text."""
     data = page_data(run)
-    script = "\n".join(_asset(name) for name in _SCRIPTS)
+    script = _joined(_SCRIPTS)
     return _fill(
         _asset("page.html"),
         {
             "title": html.escape(page_title(run)),
-            "style": _asset("page.css"),
+            "style": _joined(_STYLES),
             "script": script,
             "script_hash": f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
             "head": head(run),
             "axis_switch": _axis_switch(data),
             "curves": _curves(run, data["charts"]),
             "pairs": _pairs(run, data["pairs"]),
-            "samples": _samples(run, data["steps"]) + _left_out(run),
+            "samples": _samples(run, data["steps"]) + _numbers(data["numbers"]) + _left_out(run),
+            "tree": _tree(data["steps"]),
             "config": html.escape(visible(run.config)) or "config.toml is missing from the run folder.",
             "meanings": _meanings(),
             "footer": footer(run),
@@ -104,6 +106,10 @@ def embed(data: Any) -> str:
 
 def _asset(name: str) -> str:
     return (resources.files("graft.report") / "page" / name).read_text(encoding="utf-8").rstrip("\n")
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "\n".join(_asset(name) for name in names)
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
@@ -202,6 +208,40 @@ def _samples(run: Run, steps: list[dict[str, Any]]) -> str:
         "</span></p>"
         f'<p class="note">{len(steps):,} of {total:,} steps are on this page, at even distances, with up to '
         f"{PROMPTS_PER_STEP} prompts each. trees.jsonl has all of them.</p>"
+    )
+
+
+def _numbers(numbers: list[dict[str, str]]) -> str:
+    if not numbers:
+        return ""
+    meanings = "".join(
+        f"<div><dt>{html.escape(number['name'])}</dt><dd>{_prose(number['meaning']) or 'not declared'}</dd></div>"
+        for number in numbers
+    )
+    return (
+        '\n<p class="note">Where a critic scored the thoughts: colour, edge and bar show the advantage of a segment '
+        "beside the largest of its sample. What is missing was not measured.</p>"
+        '<details class="fold numbers"><summary>What the numbers of a segment mean</summary>'
+        f"<dl>{meanings}</dl></details>"
+    )
+
+
+def _tree(steps: list[dict[str, Any]]) -> str:
+    """The viewer of one tree; out of sight until asked for where no tree branches."""
+    if not steps:
+        return ""
+    hidden = "" if any("branches" in prompt for step in steps for prompt in step["prompts"]) else " hidden"
+    return (
+        f'<section id="tree" aria-labelledby="tree-title"{hidden}>'
+        '<h2 id="tree-title" tabindex="-1">One prompt as a tree</h2>'
+        '<div class="controls card"><label>Step <select id="tree-step"></select></label>'
+        '<label>Prompt <select id="tree-row"></select></label>'
+        '<button type="button" class="plain" id="tree-unfold">Unfold all</button>'
+        '<button type="button" class="plain" id="tree-fold">Fold all</button>'
+        '<span class="summary" id="tree-about" aria-live="polite"></span></div>'
+        '<div id="tree-place"></div>'
+        '<p class="note">Arrow keys move through the tree, fold and unfold; Enter or a click opens a span with its '
+        "whole text and all its numbers. Spans drawn from one state stand together in a bracket.</p></section>"
     )
 
 

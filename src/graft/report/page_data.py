@@ -5,32 +5,27 @@ Everything here is plain data; `html.py` writes it into the page and `page/*.js`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graft.report.metrics import METRICS, Metric, Stage, find_metric
+from graft.report.numbers import NUMBERS, in_order
+from graft.report.page_prompts import pair_data, prompt_data
 from graft.report.run_folder import RunFolder, to_plain
-from graft.report.text import visible
 from graft.report.tree_lines import well_formed
-from graft.report.trees import (
-    ShownPair,
-    ShownSample,
-    before_and_after,
-    evenly,
-    message_text,
-    shown_samples,
-    telling_pairs,
-)
+from graft.report.trees import ShownPair, before_and_after, evenly, telling_pairs
 
 MAX_PAIRS = 60
 """Held-out rows on the page."""
 
 PROMPTS_PER_STEP = 8
-SAMPLES_PER_PROMPT = 16
-CHARACTERS_PER_SAMPLE = 4_000
 CHARACTERS_ON_PAGE = 3_000_000
-"""Limits that keep the page fast; `trees.jsonl` has everything."""
+"""Limits that keep the page fast, the second of the samples' data; `trees.jsonl` has everything."""
+
+CHARACTERS_HELD = 3 * CHARACTERS_ON_PAGE
+"""Most data of samples in memory while the page is chosen; beyond it every second of the steps is given up."""
 
 FEATURED = ("Reward", "Held-out accuracy")
 """Charts drawn larger, in this order."""
@@ -48,7 +43,7 @@ class Run:
     summary: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
     shown_steps: Mapping[int, Sequence[Mapping[str, Any]]]
-    """Training step to the prompts of it that the page shows, with their samples."""
+    """Training step to the prompts of it that the page shows, as `page_prompts.prompt_data` gives them."""
 
     pairs: Sequence[ShownPair]
     left_out: Sequence[str]
@@ -78,13 +73,17 @@ def read_run(folder: RunFolder, *, max_trees: int) -> Run:
     records = folder.read_metrics()
     steps = sorted({record["step"] for record in records if record["stage"] == Stage.TRAIN})
     shown: dict[int, list[dict[str, Any]]] = {step: [] for step in evenly(steps, max(1, max_trees))}
+    characters = dict.fromkeys(shown, 0)
     held_out: list[Mapping[str, Any]] = []
     left_out: list[str] = []
     for tree in well_formed(folder.read_trees(), left_out.append):
         if tree["stage"] == Stage.EVALUATION:
             held_out.append(tree)
         elif tree["step"] in shown and len(shown[tree["step"]]) < PROMPTS_PER_STEP:
-            shown[tree["step"]].append(_prompt(tree))
+            shown[tree["step"]].append(prompt_data(tree))
+            characters[tree["step"]] += _characters(shown[tree["step"]][-1])
+            while len(shown) > 1 and sum(characters[step] for step in shown) > CHARACTERS_HELD:
+                shown = {step: shown[step] for step in evenly(list(shown), len(shown) // 2)}
     return Run(
         name=folder.path.resolve().name,
         settings=folder.read_settings(),
@@ -108,9 +107,16 @@ def page_data(run: Run) -> dict[str, Any]:
             if any(record["stage"] == stage for record in run.records)
         },
         "steps": [{"step": step, "prompts": prompts} for step, prompts in run.shown_steps.items()],
-        "pairs": [_pair(pair) for pair in telling_pairs(run.pairs, MAX_PAIRS, threshold=run.threshold)],
+        "numbers": [{"name": name, "meaning": NUMBERS.get(name, "")} for name in numbers_shown(run)],
+        "pairs": [pair_data(pair) for pair in telling_pairs(run.pairs, MAX_PAIRS, threshold=run.threshold)],
         "threshold": run.threshold,
     }
+
+
+def numbers_shown(run: Run) -> list[str]:
+    """Names of all numbers that a span on the page has, in the order of the columns."""
+    nodes = (node for prompts in run.shown_steps.values() for prompt in prompts for node in prompt["nodes"])
+    return in_order(name for node in nodes for name in node.get("numbers", {}))
 
 
 def charts(run: Run) -> list[dict[str, Any]]:
@@ -183,8 +189,7 @@ def _fit(steps: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any
 
 
 def _characters(prompt: Mapping[str, Any]) -> int:
-    segments = (segment for sample in prompt["samples"] for segment in sample["segments"])
-    return sum(len(message["text"]) for message in prompt["messages"]) + sum(len(s["text"]) for s in segments)
+    return len(json.dumps(prompt, ensure_ascii=False))
 
 
 def _seconds(record: Mapping[str, Any]) -> float:
@@ -227,61 +232,3 @@ def _number(value: Any, name: str) -> Any:
         return value
     plain = to_plain(value)
     return float(f"{plain:.6g}") if isinstance(plain, float) else plain
-
-
-def _prompt(tree: Mapping[str, Any]) -> dict[str, Any]:
-    samples = shown_samples(tree)
-    return {
-        **_asked(tree["row"], tree["messages"], tree["item"]),
-        "samples": [_sample(sample) for sample in samples[:SAMPLES_PER_PROMPT]],
-        "drawn": len(samples),
-    }
-
-
-def _asked(row: int, messages: Sequence[Mapping[str, Any]], item: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "row": row,
-        "messages": [
-            {"role": visible(str(message.get("role", ""))), "text": _cut(message_text(message))}
-            for message in messages
-        ],
-        "item": {
-            visible(str(key)): _cut(_text(value), 300) for key, value in item.items() if value is not None
-        },
-    }
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
-
-
-def _sample(sample: ShownSample) -> dict[str, Any]:
-    left = CHARACTERS_PER_SAMPLE
-    segments = []
-    for text, advantage in sample.segments:
-        segments.append({"text": _cut(text, left), "advantage": advantage})
-        left -= len(text)
-        if left <= 0:
-            break
-    return {
-        "segments": segments,
-        "score": sample.score,
-        "outcome": sample.outcome,
-        "reason": visible(sample.reason[:400]),
-        "tokens": sample.tokens,
-        "stop": sample.stop,
-    }
-
-
-def _pair(pair: ShownPair) -> dict[str, Any]:
-    return {
-        **_asked(pair.row, pair.messages, pair.item),
-        "before": _sample(pair.before),
-        "after": _sample(pair.after),
-    }
-
-
-def _cut(text: str, length: int = CHARACTERS_PER_SAMPLE) -> str:
-    if len(text) <= length:
-        return visible(text)
-    return f"{visible(text[:length])}… [{len(text) - length:,} more characters in trees.jsonl]"

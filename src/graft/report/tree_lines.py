@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import TREES_FILE
-from graft.tree import NO_PARENT, ROOT
+from graft.tree import NO_PARENT, ROOT, Kind
 
 
 class _Part(BaseModel):
@@ -21,6 +21,8 @@ class _Part(BaseModel):
 
 class _Node(_Part):
     parent: int
+    group: int
+    kind: Annotated[Kind, Field(strict=False)]
     tokens: list[int]
     stop: str | None
 
@@ -29,6 +31,13 @@ class _Grade(_Part):
     score: float | None = None
     outcome: str = ""
     reason: str = ""
+
+
+class _Critique(_Part):
+    overall: float | None = None
+    reasons: list[str] = []
+    outcome: str = ""
+    problem: str = ""
 
 
 class _Line(_Part):
@@ -44,6 +53,8 @@ class _Line(_Part):
     texts: dict[str, str]
     grades: dict[str, _Grade]
     advantages: dict[str, float | str]  # what is not finite is text
+    critiques: dict[str, _Critique] = {}
+    numbers: dict[str, dict[str, float | str]] = {}
 
     @model_validator(mode="after")
     def _nodes_form_a_tree(self) -> _Line:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import to_plain
+from graft.report.tree_shape import leaf_paths
 from graft.tree import ROOT, Tree
 from graft.types import Credit, Critique, Grade, Tokens
 
@@ -123,12 +124,6 @@ def shown_samples(record: Mapping[str, Any]) -> list[ShownSample]:
     return [_shown(record, path) for path in leaf_paths(record["nodes"])]
 
 
-def leaf_paths(nodes: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The samples of a stored tree, each as the ids from its first span after the prompt to its leaf."""
-    parents = {node["parent"] for node in nodes}
-    return sorted(_path(nodes, leaf) for leaf in range(1, len(nodes)) if leaf not in parents)
-
-
 def message_text(message: Mapping[str, Any]) -> str:
     """A message's content as text; of content in parts, the texts of the parts."""
     content = message.get("content")
@@ -194,14 +189,6 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
     if count <= 1:
         return list(items[-1:]) if count == 1 else []
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
-
-
-def _path(nodes: Sequence[Mapping[str, Any]], leaf: int) -> list[int]:
-    """Ids from the first span after the prompt to `leaf`."""
-    path = [leaf]
-    while (parent := nodes[path[-1]]["parent"]) != ROOT:
-        path.append(parent)
-    return path[::-1]
 
 
 def _shown(record: Mapping[str, Any], path: Sequence[int]) -> ShownSample:

@@ -17,7 +17,7 @@ from typing import Any
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.tree_lines import well_formed
-from graft.report.trees import leaf_paths
+from graft.report.tree_shape import leaf_paths
 from graft.tree import ROOT, Kind
 from graft.types import Outcome, StopReason
 

@@ -14,19 +14,18 @@ function verdict(sample) {
   return html("span", `verdict ${kind}`, kind === "unscored" ? words : `${words}, ${formatValue(sample.score, "score")}`);
 }
 
-const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
+const signed = (value) => (typeof value !== "number") ? formatValue(value, "") : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
 
 function largestAdvantage(samples) {
-  return largest([1e-9, ...samples.flatMap((sample) => sample.segments.map((segment) => Math.abs(segment.advantage ?? 0)))]);
+  const advantages = samples.flatMap((sample) => sample.segments.map((segment) => segment.advantage));
+  return largest([1e-9, ...advantages.filter(Number.isFinite).map(Math.abs)]);
 }
 
 function segmentSpan(segment, scale) {
   const span = html("span", "segment", segment.text);
   if (segment.advantage === null) return span;
-  if (segment.advantage !== 0) span.classList.add(segment.advantage > 0 ? "positive" : "negative");
-  span.style.setProperty("--strength", (Math.abs(segment.advantage) / scale).toFixed(3));
   span.title = `advantage ${signed(segment.advantage)}`;
-  return span;
+  return tone(span, segment.advantage, scale);
 }
 
 function describeAdvantage(segments) {
@@ -43,6 +42,33 @@ function sideColour(advantages) {
   return high <= 0 && low < 0 ? "var(--bad)" : null;
 }
 
+/* The samples of a prompt of training: of each the spans on the way to its leaf. */
+function samplesOf(prompt) {
+  prompt.samples ??= prompt.leaves.map((leaf) => {
+    const segments = [];
+    for (let node = prompt.nodes[leaf]; node; node = prompt.nodes[node.parent]) segments.unshift(node);
+    const tokens = segments.reduce((sum, segment) => sum + segment.tokens, 0), { grade, critique, stop = null } = segments.at(-1);
+    return { ...grade, segments, tokens, stop, critique };
+  });
+  return prompt.samples;
+}
+
+function sampleText(segments, scale) {
+  const text = html("p", "text", ...segments.map((segment) => segmentSpan(segment, scale)));
+  text.dir = "auto";
+  if (!segments.some((segment) => segment.text)) text.append(html("span", "muted", "(empty)"));
+  return text;
+}
+
+/* What the critic says of the whole completion. */
+function critiqueFacts(critique) {
+  if (!critique) return [];
+  if (critique.outcome !== "graded") return [html("span", "warning", `critic: ${critique.outcome.replaceAll("_", " ")}`)];
+  return critique.overall === null ? [] : [html("span", "", `overall score ${shortNumber(critique.overall)}`)];
+}
+
+const critiqueProblem = (critique) => (critique?.problem ? [html("p", "reason", `Critic: ${critique.problem}`)] : []);
+
 function sampleCard(sample, scale, when) {
   const header = html("header", "");
   if (when) header.append(html("span", "when", when));
@@ -51,10 +77,10 @@ function sampleCard(sample, scale, when) {
   if (!when) header.append(html("span", "", describeAdvantage(sample.segments)));
   header.append(html("span", "", `${sample.tokens.toLocaleString("en")} tokens`));
   if (sample.stop === "length") header.append(html("span", "warning", "truncated"));
-  const text = html("p", "text", ...sample.segments.map((segment) => segmentSpan(segment, scale)));
-  text.dir = "auto";
-  if (!sample.segments.some((segment) => segment.text)) text.append(html("span", "muted", "(empty)"));
-  const card = html("article", "sample", header, text);
+  header.append(...critiqueFacts(sample.critique));
+  const credited = sample.segments.some((segment) => segment.numbers);
+  const card = html("article", credited ? "sample credited" : "sample", header,
+    credited ? segmentTable(sample.segments) : sampleText(sample.segments, scale), ...critiqueProblem(sample.critique));
   if (sample.reason) card.append(html("p", "reason", sample.reason));
   const side = sideColour(sample.segments.map((segment) => segment.advantage ?? 0));
   if (side) card.style.setProperty("--side", side);
@@ -94,11 +120,13 @@ function strip(samples) {
 }
 
 function promptCard(prompt, open) {
-  return foldable(prompt, strip(prompt.samples), () => {
-    const scale = largestAdvantage(prompt.samples);
-    const grid = html("div", "samples", ...prompt.samples.map((sample) => sampleCard(sample, scale)));
-    if (prompt.drawn === prompt.samples.length) return grid;
-    return html("div", "", grid, html("p", "note", `${prompt.samples.length} of ${prompt.drawn} samples of this prompt are shown.`));
+  const samples = samplesOf(prompt);
+  return foldable(prompt, strip(samples), () => {
+    const scale = largestAdvantage(samples);
+    const content = html("div", "", html("div", "samples", ...samples.map((sample) => sampleCard(sample, scale))));
+    if (prompt.drawn !== samples.length) content.append(html("p", "note", `${samples.length} of ${prompt.drawn} samples of this prompt are shown.`));
+    content.append(button("plain to-tree", "Show as a tree", () => askForTree(prompt)));
+    return content;
   }, open);
 }
 
@@ -109,7 +137,7 @@ function startSteps() {
   const about = document.getElementById("step-about"), back = document.getElementById("step-back"), next = document.getElementById("step-next");
   const show = () => {
     const chosen = data.steps[Number(slider.value)];
-    const samples = chosen.prompts.flatMap((prompt) => prompt.samples);
+    const samples = chosen.prompts.flatMap(samplesOf);
     name.textContent = `Step ${chosen.step.toLocaleString("en")}`;
     slider.setAttribute("aria-valuetext", name.textContent);
     about.textContent = `${samples.filter(isSolved).length} of the ${samples.length} samples shown are right · `
