@@ -210,8 +210,12 @@ def test_the_table_of_methods():
             entry.path: entry.default for section in read_algorithm(name) for entry in section.settings
         }
         assert value == ("yes" if "algorithm.value.clip" in entries else "no")
-        assert reduction.strip("`") == entries.get("algorithm.reduction", "sum over segments").strip('"')
+        assert reduction.strip("`") == entries.get("algorithm.reduction", OWN_REDUCTION.get(name, "")).strip(
+            '"'
+        )
 
+
+OWN_REDUCTION = {"rft": "sum over segments", "grft": "mean over each depth"}
 
 DEFAULT = re.compile(r"`([\w.]+)` ([^`,;(|]+?) ?(?:\(((?:`\w+`(?:, )?)+)\))?(?=[,;]|$)")
 

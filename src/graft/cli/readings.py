@@ -28,6 +28,8 @@ VALUED = _those(Sampled, "value")
 CLIPPED = _those(Reused, "clip")
 SUPERVISED = frozenset(ALGORITHM_NAMES) - SAMPLED
 REINFORCE, PPO, RFT, CISPO = (frozenset({name}) for name in ("reinforce", "ppo", "rft", "cispo"))
+PROCESS_GRPO, GRFT = frozenset({"process_grpo"}), frozenset({"grft"})
+CRITICISED = _those(Sampled, "critic")
 BY_TOKENS = frozenset({"dr_grpo", "dapo"})
 """Grouped, and every token has the same weight."""
 
@@ -67,6 +69,17 @@ READINGS = (
         "The share of prompts that train. A fall: rows have become too easy or too hard, or completions of a "
         "group are all alike. `graft doctor` tells which.",
         GROUPED,
+    ),
+    Reading(
+        "groups_with_signal",
+        "The share of groups that train: of prompts whose steps do not all have the same reward.",
+        PROCESS_GRPO,
+    ),
+    Reading(
+        "groups_with_signal",
+        "The share of sibling groups that train. A fall: candidates are all alike, or the critic cannot tell them"
+        " apart.",
+        GRFT,
     ),
     Reading(
         "groups_with_signal",
@@ -120,21 +133,23 @@ READINGS = (
     Reading(
         "segments_per_completion",
         "A rise while `held_out_accuracy` stands still is step-count gaming: see the hazards below.",
-        RFT,
+        RFT | GRFT,
     ),
-    Reading("critic_thought_mean", "Should rise with the reward; alone, the critic is being gamed.", RFT),
-    Reading("critic_progress_mean", "The same of progress.", RFT),
+    Reading(
+        "critic_thought_mean", "Should rise with the reward; alone, the critic is being gamed.", RFT | GRFT
+    ),
+    Reading("critic_progress_mean", "The same of progress.", RFT | GRFT),
     Reading(
         "standardised_thought_mean",
         "0 where `rewards.boost` equals `rewards.dampen`; with the defaults 0 or above, since what is below the "
         "mean counts half. A size, not a goal.",
-        RFT,
+        RFT | GRFT,
     ),
     Reading(
         "progress_effect_mean",
         "Below 0 completions go back more than they get on, weighed by their thought scores. Compare with G, "
         "which is of the size of `critic.scale`: this is how much progress counts.",
-        RFT,
+        RFT | GRFT,
     ),
     Reading(
         "critic_agreement",
@@ -149,17 +164,22 @@ READINGS = (
         'the clip range. With `ratio = "token"` it looks at the first token of each segment alone.',
         RFT,
     ),
-    Reading("critic_failed", "Healthy at 0. Such completions do not train.", RFT),
-    Reading("critic_calls", "Cost; `equations` makes none.", RFT),
+    Reading(
+        "nodes_per_tree",
+        'What a tree costs. With `shape = "chain"` a rise is longer chains.',
+        GRFT,
+    ),
+    Reading("critic_failed", "Healthy at 0. Such completions do not train.", CRITICISED),
+    Reading("critic_calls", "Cost; `equations` makes none.", CRITICISED),
     Reading(
         "critic_tokens_sampled",
         "Cost: about (M + 1) n completions for each chain of M thoughts.",
-        RFT,
+        CRITICISED,
         'Only with `critic.type = "monte_carlo"`.',
     ),
-    Reading("critic_prompt_tokens", "Cost.", RFT, "Only with a critic that asks a judge."),
-    Reading("critic_completion_tokens", "Cost.", RFT, "Only with a critic that asks a judge."),
-    Reading("critic_seconds", "Cost; of calls side by side more than the step waited.", RFT),
+    Reading("critic_prompt_tokens", "Cost.", CRITICISED, "Only with a critic that asks a judge."),
+    Reading("critic_completion_tokens", "Cost.", CRITICISED, "Only with a critic that asks a judge."),
+    Reading("critic_seconds", "Cost; of calls side by side more than the step waited.", CRITICISED),
     # The update
     Reading(
         "entropy",
@@ -178,6 +198,13 @@ READINGS = (
         "group are the longer ones. No measure of progress.",
         BY_TOKENS,
     ),
+    Reading(
+        "loss",
+        "With one update a batch and no penalty it is 0 but for rounding, since the advantages of siblings add up"
+        " to 0. Says nothing; `gradient_norm` does.",
+        GRFT,
+    ),
+    Reading("loss", "Neither sign nor size measures progress.", PROCESS_GRPO),
     Reading(
         "loss",
         "Of weight x advantage x log-probability: neither sign nor size measures progress.",
