@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, KL, SFT, Entropy, TokenClip
+from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, KL, RFT, SFT, Entropy, PolicyKL, TokenClip
 from graft.algorithms import ALGORITHMS
 from graft.crediting import Evidence, StepCredit, credit_relative, credit_worked
-from graft.losses import TokenBatch, loss_clipped, loss_cross_entropy
+from graft.losses import TokenBatch, loss_clipped, loss_cross_entropy, loss_segments
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Grade, Outcome, Prompt, StopReason
 from graft.update.packing import pack
@@ -220,6 +220,18 @@ def test_the_engine_weight_multiplies_the_policy_loss_alone():
     assert result.per_token.tolist() == pytest.approx([-2 - 0.05, -1.3 - 0.1, -0.5 - 0.15])
     assert tokens.logprobs.grad is not None
     assert tokens.logprobs.grad.tolist() == pytest.approx([-2.0, 0.0, -0.5])
+
+
+def test_the_penalty_of_a_segment_is_a_sum_over_its_tokens():
+    """Tokens 1 and 2 are a segment of two, the third one alone; a token's weight is 1/N_k."""
+    anchor = [-1 - math.log(2), -2 + math.log(1.5 / 2), -3 + math.log(0.5 / 2)]
+    with_kl = RFT(kl=PolicyKL(coefficient=0.1, estimator="k2"), gae_lambda=1.0)
+    without = RFT(kl=PolicyKL(coefficient=0.0), gae_lambda=1.0)
+    both = [loss_segments(token_batch(anchor=anchor), own).per_token for own in (with_kl, without)]
+    penalty = 0.1 * math.log(2) ** 2 / 2
+    assert (both[0] - both[1]).tolist() == pytest.approx([2 * penalty, 2 * penalty, penalty])
+    reported = RFT(kl=PolicyKL(coefficient=0.1, of="rollout"), gae_lambda=1.0)
+    assert loss_segments(token_batch(anchor=anchor), reported).per_token.tolist() == both[1].tolist()
 
 
 def test_cross_entropy():

@@ -287,6 +287,30 @@ def test_settings_that_do_not_go_together(changes, words):
     assert words in refusal(changes)
 
 
+def test_k1_is_the_estimate_in_the_reward_and_not_in_the_loss():
+    def kl(**own: Any) -> Any:
+        return check({"algorithm": {"kl": {"coefficient": 0.1, **own}}}).algorithm.kl  # pyright: ignore
+
+    assert kl().estimator == "k3"
+    assert kl(place="reward").estimator == "k1"
+    assert kl(place="reward", estimator="k3").estimator == "k3"
+    assert "trains nothing" in refusal({"algorithm": {"kl": {"estimator": "k1"}}})
+
+
+def test_the_clip_of_a_mean_ratio_is_narrower():
+    for name in ("rft", "grft"):
+        own = check({"algorithm": {"name": name, "ratio": "segment_mean"}}).algorithm
+        assert (own.clip.low, own.clip.high) == (0.05, 0.05)  # pyright: ignore
+        own = check({"algorithm": {"name": name, "ratio": "segment_mean", "clip": {"low": 0.1}}}).algorithm
+        assert (own.clip.low, own.clip.high) == (0.1, 0.2)  # pyright: ignore
+
+
+def test_what_cannot_go_together():
+    assert "training.prompts_per_step = 8" in refusal({"algorithm": {"minibatches": 9}})
+    anchored = {"algorithm": {"name": "rft", "kl": {"anchor": "rollout"}}, "report": {"kl_every": 2}}
+    assert "leave one of them out" in refusal(anchored)
+
+
 def test_either_steps_or_epochs():
     assert check({"training": {"steps": None, "epochs": 2}}).training.epochs == 2
     assert "give one of" in refusal({"training": {"steps": None}})

@@ -157,6 +157,16 @@ def test_the_old_values_belong_to_the_states_before_the_tokens(open_trainer):
         )
 
 
+def test_the_policy_that_sampled_as_anchor(open_trainer):
+    trainer, _ = open_trainer({"name": "rft", "kl": {"anchor": "rollout"}})
+    assert trainer.anchor is None
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], anchor=True)
+    assert set(own.anchor_logprobs) == {1, 2, 3, 4}
+    for node, anchor in own.anchor_logprobs.items():
+        np.testing.assert_array_equal(anchor, own.old_logprobs[node])
+
+
 def test_appraisals_of_a_policy_that_stands_still_are_its_own(open_trainer):
     trainer, _ = open_trainer({"name": "grpo", "kl": {"coefficient": 0.1}})
     tree = random_group(np.random.default_rng(0))

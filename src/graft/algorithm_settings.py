@@ -5,7 +5,7 @@ A class holds what means something to its algorithm and nothing else, so every o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,7 +42,15 @@ class KL(Section):
 
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Which estimate of a token's KL enters; see `objective/kl.py` for bias and gradient of each. `k1` belongs in the
-    reward: in the loss its gradient is zero on average."""
+    reward, and is the default there: in the loss its gradient is zero on average."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _k1_in_the_reward(cls, data: Any) -> Any:
+        """k1 is the estimate whose gradient is right in the reward, k3 the default in the loss."""
+        if isinstance(data, dict) and data.get("place") == "reward" and "estimator" not in data:
+            return {**data, "estimator": "k1"}
+        return data
 
     @model_validator(mode="after")
     def _k1_trains(self) -> KL:
@@ -165,7 +173,7 @@ class Reused(Section):
     """Algorithms that may take several optimiser steps on one batch of samples."""
 
     updates_per_batch: int = Field(default=1, ge=1)
-    """Passes over each batch of samples. 1 is on-policy: the ratio is 1 and nothing is clipped."""
+    """Passes over each batch of samples. 1, with one minibatch, is on-policy: the ratio is 1 and nothing is clipped."""
 
     minibatches: int = Field(default=1, ge=1)
     """Parts that a pass cuts the batch into, between prompts; each is an optimiser step."""
@@ -356,6 +364,13 @@ class PolicyKL(KL):
     """The model that training started with, or the policy that sampled the batch."""
 
 
+def _narrow_clip(data: Any) -> Any:
+    """A geometric mean of ratios stays near 1: its clip is 0.05 where none is given."""
+    if isinstance(data, dict) and data.get("ratio") == "segment_mean" and "clip" not in data:
+        return {**data, "clip": {"low": 0.05, "high": 0.05}}
+    return data
+
+
 class RFT(Sampled, Reused):
     """Reinforcement fine-tuning: a critic scores every thought, each segment is credited by a value model."""
 
@@ -374,11 +389,13 @@ class RFT(Sampled, Reused):
 
     ratio: Literal["segment", "segment_mean", "token"] = "segment"
     """`segment`: the product of the segment's token ratios, the deck's; `segment_mean`: their geometric mean (a
-    gradient N_k times smaller; clip at about 0.05); `token`: each token its own."""
+    gradient N_k times smaller; its clip is 0.05 where none is given); `token`: each token its own."""
 
     clip: TokenClip = TokenClip()
     value: Value = Value(coefficient=0.5)
     kl: PolicyKL = PolicyKL()  # pyright: ignore[reportIncompatibleVariableOverride] - settings are frozen
+
+    _clip_of_means = model_validator(mode="before")(_narrow_clip)
 
 
 class ProcessGRPO(Sampled, Reused):
@@ -446,9 +463,12 @@ class GRFT(Sampled, Reused):
     rewards: ThoughtRewards = ThoughtRewards()
 
     ratio: Literal["token", "segment_mean", "segment"] = "token"
-    """Of each token; or one for each node: the geometric mean of its tokens', or their product."""
+    """Of each token; or one for each node: the geometric mean of its tokens' (its clip is 0.05 where none is given), or
+    their product."""
 
     clip: TokenClip = TokenClip()
+
+    _clip_of_means = model_validator(mode="before")(_narrow_clip)
 
     @model_validator(mode="after")
     def _shape_fits(self) -> GRFT:

@@ -118,6 +118,9 @@ def assemble(
             sampling=sampling_settings(config.sampling),
             device=str(device),
         )
+    kl = getattr(config.algorithm, "kl", None)
+    if kl is not None and getattr(kl, "of", "policy") == "rollout" and kl.coefficient:
+        notes.append("algorithm.kl.of = 'rollout': KL is reported (kl_to_initial) and trains nothing")
     dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
     if dropped:
         notes.append(

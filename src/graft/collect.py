@@ -73,7 +73,7 @@ def collect(
     With one round everything that is drawn is kept. Otherwise a group is kept if its **unshaped** grades are not all
     equal, in the order of the prompts. A later round asks for as many prompts as the share kept so far says are
     needed; what is then left over is discarded (its tokens are counted) and its prompts come first next time. If no
-    group at all has signal, the first round's are kept, so that the step is one of gradient zero.
+    group at all has signal, the first round's are kept; a penalty on length may still tell them apart.
 
     Args:
         take: the next so many rows; fewer when the data ends.

@@ -402,7 +402,22 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.generated_tokens: '{self.algorithm.name}' draws no tokens; give training.steps or epochs"
             )
+        self._refuse_what_cannot_be()
         return self
+
+    def _refuse_what_cannot_be(self) -> None:
+        parts = getattr(self.algorithm, "minibatches", 1)
+        if parts > self.training.prompts_per_step:
+            raise ValueError(
+                f"algorithm.minibatches = {parts}: a pass is cut between prompts, of which there are "
+                f"training.prompts_per_step = {self.training.prompts_per_step}"
+            )
+        kl = getattr(self.algorithm, "kl", None)
+        if getattr(kl, "anchor", "initial") == "rollout" and self.report.kl_every is not None:
+            raise ValueError(
+                "report.kl_every measures KL to the initial model, which is not kept with "
+                'algorithm.kl.anchor = "rollout": leave one of them out'
+            )
 
 
 def section_at(path: tuple[str, ...], data: dict[str, Any]) -> type[Section] | None:

@@ -69,6 +69,8 @@ class StepCredit:
 
     trees: Sequence[Credit]
     groups: int
+    """Groups whose members were compared; 0 where the baseline is another."""
+
     groups_with_signal: int
     denominators: Sequence[float] = ()
     """What each tree adds to the denominator of the weights, in units of its own: when only some trees make an
@@ -193,11 +195,11 @@ def credit_running_mean(evidence: Evidence, settings: Reinforce) -> StepCredit:
     credits, denominators = credit_whole_samples(evidence, samples, batch.advantages, settings)
     return StepCredit(
         credits,
-        len({sample.group for sample in samples}),
-        len({s.group for s, own in zip(samples, batch.advantages.tolist(), strict=True) if own}),
+        0,  # nobody is compared within a group
+        0,
         denominators,
         carried={"baseline_mean": batch.carried.mean, "baseline_weight": batch.carried.weight},
-        facts={"reward_baseline": carried.mean},
+        facts={"reward_baseline": carried.mean} if carried.weight else {},
     )
 
 
@@ -232,9 +234,6 @@ def credit_values(evidence: Evidence, settings: PPO) -> StepCredit:
             credit, node = credits[sample.tree], sample.leaf
             give(credit, node, own.numpy(), weight)
             give_target(credit, node, estimates.targets.numpy(), weight)
-    with_signal = {
-        s.group for s, own, t in zip(samples, advantages, trains, strict=True) if t and bool(own.any())
-    }
     carried, facts = _adapted(evidence, samples, settings, coefficient)
     targets = [own.targets for own in sequences]
     explained = (
@@ -247,8 +246,7 @@ def credit_values(evidence: Evidence, settings: PPO) -> StepCredit:
     )
     if explained is not None:
         facts["value_explained_variance"] = explained
-    groups = len({sample.group for sample in samples})
-    return StepCredit(credits, groups, len(with_signal), denominators, carried, facts)
+    return StepCredit(credits, 0, 0, denominators, carried, facts)
 
 
 def _adapted(
@@ -260,9 +258,10 @@ def _adapted(
     measured = sum(
         float(kl_of_tokens(evidence, sample, settings.kl, estimator="k1").sum()) for sample in samples
     ) / len(samples)
-    facts = {"kl_per_completion": measured, "kl_coefficient": coefficient}
+    facts = {"kl_per_completion": measured}
     if settings.kl.target is None:
         return {}, facts
+    facts["kl_coefficient"] = coefficient
     adapted = adapted_coefficient(
         coefficient,
         measured=measured,

@@ -46,7 +46,6 @@ class JudgedChain:
 def credit_segments(evidence: Evidence, settings: RFT) -> StepCredit:
     """Target Y_k and advantage A_k of each segment, which all of its tokens share."""
     chains = judged_chains(evidence, settings)
-    groups = {(c.tree, evidence.trees[c.tree].nodes[c.nodes[0]].group) for c in chains}
     if not chains:
         return StepCredit([Credit({}, {}, {}, {}) for _ in evidence.trees], 0, 0, [0.0] * len(evidence.trees))
     sizes = [len(chain.nodes) for chain in chains]
@@ -79,7 +78,7 @@ def credit_segments(evidence: Evidence, settings: RFT) -> StepCredit:
     explained = explained_variance(torch.cat([chain.values for chain in chains]), torch.cat(targets))
     if explained is not None:
         facts["value_explained_variance"] = explained
-    return StepCredit(credits, len(groups), len(groups), denominators, facts=facts, details=details)
+    return StepCredit(credits, 0, 0, denominators, facts=facts, details=details)
 
 
 def credit_process(evidence: Evidence, settings: ProcessGRPO) -> StepCredit:

@@ -247,7 +247,7 @@ class Loop:
                 step.trees,
                 [everything(tree) for tree in step.trees],
                 old=True,
-                anchor=penalised(phase),
+                anchor=penalised(phase) or self.is_kl_due(phase, step.number),
                 progress=self.on_microbatch,
             )
         evidence = Evidence(
@@ -260,11 +260,19 @@ class Loop:
         )
         return algorithm.credit(evidence, settings)
 
+    def is_kl_due(self, phase: Phase, number: int) -> bool:
+        """Whether KL of the policy that sampled to the initial model is reported after step `number`: when the settings
+        say so, and always where the penalty is that of the policy that sampled, which trains nothing."""
+        if phase.stage is not Stage.TRAIN or not isinstance(phase.settings, Sampled):
+            return False
+        reported_alone = penalised(phase) and getattr(phase.settings.kl, "of", "policy") == "rollout"
+        return reported_alone or _due(self.config.report.kl_every, number)
+
     def update(self, phase: Phase, step: Step) -> StepResult:
         """One or more optimiser steps on the batch."""
         assert step.credit is not None
         trainer = self.trainer_of_phase
-        report_kl = phase.stage is Stage.TRAIN and _due(self.config.report.kl_every, step.number)
+        report_kl = self.is_kl_due(phase, step.number)
         anchor = report_kl or penalised(phase)
         several = isinstance(phase.settings, Sampled) and phase.settings.updates > 1
         if not step.appraisals and (anchor or several):

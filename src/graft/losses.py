@@ -87,9 +87,8 @@ def loss_weighted(tokens: TokenBatch, settings: CISPO) -> TokenLoss:
 def loss_reinforce(tokens: TokenBatch, settings: Reinforce) -> TokenLoss:
     """-A log π of each token."""
     per_token = -tokens.advantages * tokens.logprobs
-    return _with_regularisers(
-        ClippedLoss(per_token, torch.zeros_like(per_token, dtype=torch.bool)), tokens, settings
-    )
+    unclipped = ClippedLoss(per_token, torch.zeros_like(per_token, dtype=torch.bool))
+    return TokenLoss(_with_regularisers(unclipped, tokens, settings).per_token, {})
 
 
 def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
@@ -110,7 +109,8 @@ def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
         nodes=tokens.nodes,
         dual_clip=settings.clip.dual,
     )
-    loss = _with_regularisers(clipped, tokens, settings)
+    # a token weighs 1/N_k of its segment, and the deck's penalty is a sum over the segment's tokens
+    loss = _with_regularisers(clipped, tokens, settings, times=node_lengths(tokens.nodes))
     return TokenLoss(
         loss.per_token, {**loss.facts, "segments_clipped_share": clipped.was_clipped[firsts].float()}
     )
@@ -131,6 +131,11 @@ def loss_nodes(tokens: TokenBatch, settings: GRFT) -> TokenLoss:
     return _with_regularisers(clipped, tokens, settings)
 
 
+def node_lengths(nodes: Tensor) -> Tensor:
+    """Tokens of each token's node: `[N]` -> float `[N]`."""
+    return nodes.bincount().to(torch.get_default_dtype()).index_select(0, nodes)
+
+
 def first_tokens(nodes: Tensor) -> Tensor:
     """Index of the first token of each node: `[N]` -> `[nodes]`."""
     return (nodes.diff(prepend=nodes.new_tensor([-1])) != 0).nonzero()[:, 0]
@@ -141,8 +146,17 @@ def loss_cross_entropy(tokens: TokenBatch, settings: SFT) -> TokenLoss:
     return TokenLoss(-tokens.logprobs, {})
 
 
-def _with_regularisers(loss: ClippedLoss, tokens: TokenBatch, settings: Sampled) -> TokenLoss:
-    """The policy loss times the engine's weight, plus β KL (where it stands in the loss), minus the entropy bonus."""
+def _with_regularisers(
+    loss: ClippedLoss, tokens: TokenBatch, settings: Sampled, *, times: Tensor | float = 1.0
+) -> TokenLoss:
+    """The policy loss times the engine's weight, plus β KL (where it stands in the loss), minus the entropy bonus.
+
+    Args:
+        loss: of the policy.
+        tokens: of the micro-batch.
+        settings: of the algorithm.
+        times: what multiplies penalty and bonus of each token.
+    """
     per_token = loss.per_token
     if settings.engine_weight_cap is not None:
         per_token = per_token * truncated_importance_weight(
@@ -155,7 +169,7 @@ def _with_regularisers(loss: ClippedLoss, tokens: TokenBatch, settings: Sampled)
     ):
         assert tokens.anchor_logprobs is not None
         penalty = ESTIMATORS[settings.kl.estimator](tokens.logprobs, tokens.anchor_logprobs)
-        per_token = per_token + settings.kl.coefficient * penalty
+        per_token = per_token + settings.kl.coefficient * times * penalty
     if settings.entropy.coefficient:
-        per_token = per_token - settings.entropy.coefficient * tokens.entropies
+        per_token = per_token - settings.entropy.coefficient * times * tokens.entropies
     return TokenLoss(per_token, {"clipped_share": loss.was_clipped.float()})

@@ -91,14 +91,17 @@ class Trainer:
             progress: called after each micro-batch with its tokens.
         """
         appraisals = [Appraisal({}, {}, {}) for _ in trees]
+        on_rollout = anchored_on_rollout(self.phase)
         with memory_errors("the update", UPDATE_MEMORY), torch.no_grad():
             for batch in self.pack(trees, trained):
-                if old:
+                if old or (anchor and on_rollout):
                     scores = self.forward(batch, temperature=self.temperature)
                     _put(batch, scores.logprobs, [own.old_logprobs for own in appraisals])
                     if scores.values is not None:
                         _put(batch, scores.values, [own.old_values for own in appraisals])
-                if anchor:
+                    if anchor and on_rollout:
+                        _put(batch, scores.logprobs, [own.anchor_logprobs for own in appraisals])
+                if anchor and not on_rollout:
                     assert self.anchor is not None
                     scores = self.anchor(batch, temperature=self.temperature)
                     _put(batch, scores.logprobs, [own.anchor_logprobs for own in appraisals])
@@ -128,7 +131,7 @@ class Trainer:
         progress: Callable[[int], None] | None,
         where: str,
     ) -> StepResult:
-        """All optimiser steps on one batch; the result is that of the first pass.
+        """All optimiser steps on one batch, merged into one result.
 
         Args:
             number: of the step; the first is 1.
@@ -163,7 +166,8 @@ class Trainer:
             for _ in range(passes):
                 for batches in packed:
                     run(self._joint_loss(number), batches, self._moving(number, rates))
-            if self.value_settings is not None and self.value_settings.update == "after_policy":
+            value = self.value_settings
+            if value is not None and value.update == "after_policy" and not self._warming_up(number):
                 for _ in range(passes):
                     for batches in packed:
                         run(self._value_loss(), batches, {VALUE: rates[VALUE]})
@@ -270,7 +274,16 @@ class Trainer:
 
 def has_anchor(phase: Phase, *, kl_every: int | None) -> bool:
     """Whether a phase keeps a copy of the weights that it starts with."""
-    return phase.stage is Stage.TRAIN and (penalised(phase) or kl_every is not None)
+    needed = penalised(phase) and not anchored_on_rollout(phase)
+    sampled = isinstance(phase.settings, Sampled)
+    return phase.stage is Stage.TRAIN and sampled and (needed or kl_every is not None)
+
+
+def anchored_on_rollout(phase: Phase) -> bool:
+    """Whether the anchor is the policy that sampled the batch."""
+    return (
+        isinstance(phase.settings, Sampled) and getattr(phase.settings.kl, "anchor", "initial") == "rollout"
+    )
 
 
 def penalised(phase: Phase) -> bool:

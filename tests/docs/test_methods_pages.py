@@ -262,7 +262,7 @@ ROWS = [{"prompt": f"What is {n} + 1?", "worked": f"It is\n{n + 1}", "n": n} for
 
 UNUSUAL: dict[str, dict[str, Any]] = {
     "grpo": {"max_sampling_rounds": 2, "updates_per_batch": 2},
-    "ppo": {"kl": {"coefficient": 0.1}, "minibatches": 2},
+    "ppo": {"kl": {"coefficient": 0.1, "target": 1.0}, "minibatches": 2},
     "rft": {"critic": {"type": "monte_carlo"}, "segments": {"cutter": "tokens:4"}, "updates_per_batch": 2},
 }
 """Settings under which more is recorded than by default."""

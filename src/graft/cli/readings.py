@@ -82,19 +82,6 @@ READINGS = (
         GRFT,
     ),
     Reading(
-        "groups_with_signal",
-        "Counts groups with a sample whose reward is not the baseline: nearly always all. Says nothing here.",
-        REINFORCE,
-    ),
-    Reading(
-        "groups_with_signal",
-        "Counts groups with an advantage that is not 0: nearly always all. Says nothing here.",
-        PPO,
-    ),
-    Reading(
-        "groups_with_signal", "Always 1: every completion that has a critique trains. Says nothing here.", RFT
-    ),
-    Reading(
         "sampling_rounds",
         "1 is free. At `max_sampling_rounds` step after step, the batch is not filled any more: other rows.",
         GROUPED,
@@ -115,9 +102,9 @@ READINGS = (
     Reading(
         "reward_baseline",
         "Follows `reward_mean` with a delay of about 1 / (1 - `baseline_decay`) steps. While it lags behind a "
-        "rising reward, most samples are pushed up. 0 at the first step, which compares samples with each other "
-        "instead.",
+        "rising reward, most samples are pushed up.",
         REINFORCE,
+        "Not at the first step, which compares samples with each other.",
     ),
     Reading(
         "completion_length_mean",
@@ -258,7 +245,6 @@ READINGS = (
         "Tokens whose weight reached `weight_cap`; these train, too. 0 with one update a batch.",
         CISPO,
     ),
-    Reading("clipped_share", "Always 0: there is no ratio.", REINFORCE),
     Reading(
         "ratio_max",
         "1 with one update a batch. A rise: the updates on a batch go further than its samples can tell. `graft "
@@ -274,14 +260,8 @@ READINGS = (
     Reading(
         "kl_to_initial",
         "Grows with training. Fast growth without reward is drift: a lower `optimizer.learning_rate`, or a penalty.",
-        SAMPLED - VALUED,
-        "Only with `report.kl_every`.",
-    ),
-    Reading(
-        "kl_to_initial",
-        "Grows with training. Fast growth without reward is drift: a lower `optimizer.learning_rate`, or a penalty.",
-        VALUED,
-        "Only with `report.kl_every`, and `kl.coefficient` above 0.",
+        SAMPLED,
+        'Only with `report.kl_every`, or `kl.of = "rollout"`.',
     ),
     Reading(
         "kl_per_completion",
@@ -291,9 +271,9 @@ READINGS = (
     ),
     Reading(
         "kl_coefficient",
-        "Rises while the policy is further away than `kl.target`, else falls; constant without a target.",
+        "Rises while the policy is further away than `kl.target`, else falls.",
         PPO,
-        "Only beside `kl_per_completion`.",
+        "Only with `kl.target`.",
     ),
     Reading(
         "value_loss",

@@ -46,7 +46,7 @@ def adapted_coefficient(
 ) -> float:
     """β for the next batch, of a KL penalty in the reward that is to stay near a target:
 
-        β' = β (1 + clip(measured / target - 1, -0.2, 0.2) · samples / horizon)
+        β' = β (1 + clip(measured / target - 1, -0.2, 0.2) · min(samples / horizon, 1))
 
     A fixed β needs no function.
 
@@ -54,12 +54,11 @@ def adapted_coefficient(
         coefficient: β of this batch.
         measured: the batch's KL to the anchor: mean over completions of the sum over tokens of k1, nats.
         target: the KL wanted, nats a completion, above 0.
-        horizon: after how many samples a lasting error of 20 % has moved β by some 20 %, e.g. 10,000; more than a
-            fifth of the batch, or β would change its sign.
+        horizon: after how many samples a lasting error of 20 % has moved β by some 20 %, e.g. 10,000.
         samples: completions in the batch.
 
     Source: Ziegler et al., "Fine-tuning language models from human preferences", arXiv:1909.08593, section 2.2, with
     the published code's horizon in place of K_β.
     """
     error = min(max(measured / target - 1, -0.2), 0.2)
-    return coefficient * (1 + error * samples / horizon)
+    return coefficient * (1 + error * min(samples / horizon, 1.0))
