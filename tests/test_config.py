@@ -333,7 +333,11 @@ def sections() -> list[type[Section]]:
         below = waiting.pop().__subclasses__()
         found += below
         waiting += below
-    return [s for s in found if s.__module__ in ("graft.config", "graft.algorithm_settings")]
+    return [
+        s
+        for s in found
+        if s.__module__ in ("graft.config", "graft.algorithm_settings", "graft.algorithm_parts")
+    ]
 
 
 def holds_a_section(annotation: Any) -> bool:

@@ -135,7 +135,8 @@ def test_what_is_below_knows_no_stage(name):
         ("kept", {"types", "errors"}),
         ("tree", {"types", "kept", "errors"}),
         ("section", set()),
-        ("algorithm_settings", {"critics", "section", "segments"}),
+        ("algorithm_parts", {"section"}),
+        ("algorithm_settings", {"algorithm_parts", "critics", "section", "segments"}),
         ("config", {"algorithm_settings", "grading", "section"}),  # a grader is checked with the settings
         ("config_file", {"algorithm_settings", "config", "errors"}),
         ("graders", {"config", "data", "errors", "grading", "pull", "types"}),
@@ -145,7 +146,7 @@ def test_what_is_below_knows_no_stage(name):
         ("crediting", {"algorithm_settings", "credit", "objective", "tree", "types"}),
         ("crediting_segments", {"algorithm_settings", "credit", "crediting", "objective", "tree", "types"}),
         ("crediting_trees", {"algorithm_settings", "credit", "crediting", "objective", "tree", "types"}),
-        ("losses", {"algorithm_settings", "credit", "objective"}),
+        ("losses", {"algorithm_parts", "algorithm_settings", "credit", "objective"}),
         ("collect", {"tree", "types"}),
         ("pull", {"errors", "gguf_model"}),
         ("gguf_model", {"errors"}),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from graft.algorithm_parts import Clip, TokenClip
 from graft.algorithm_settings import (
     CISPO,
     DAPO,
@@ -53,29 +54,12 @@ class TokenLoss:
 
 def loss_clipped(tokens: TokenBatch, settings: GRPO | DrGRPO | DAPO | RLOO | PPO | ProcessGRPO) -> TokenLoss:
     """Clipped surrogate with the ratio of each token."""
-    clipped = clipped_policy_loss(
-        tokens.logprobs,
-        tokens.old_logprobs,
-        tokens.advantages,
-        clip_low=settings.clip.low,
-        clip_high=settings.clip.high,
-        dual_clip=settings.clip.dual,
-    )
-    return _with_regularisers(clipped, tokens, settings)
+    return _with_regularisers(_clipped(tokens, settings.clip), tokens, settings)
 
 
 def loss_clipped_sequence(tokens: TokenBatch, settings: GSPO) -> TokenLoss:
     """Clipped surrogate with one ratio for each completion, the geometric mean of its tokens'."""
-    clipped = clipped_policy_loss(
-        tokens.logprobs,
-        tokens.old_logprobs,
-        tokens.advantages,
-        clip_low=settings.clip.low,
-        clip_high=settings.clip.high,
-        ratio="segment_mean",
-        nodes=tokens.nodes,
-    )
-    return _with_regularisers(clipped, tokens, settings)
+    return _with_regularisers(_clipped(tokens, settings.clip, ratio="segment_mean"), tokens, settings)
 
 
 def loss_weighted(tokens: TokenBatch, settings: CISPO) -> TokenLoss:
@@ -99,16 +83,7 @@ def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
     if settings.gae_lambda == 0 and tokens.values is not None and tokens.value_targets is not None:
         own = td_advantages(tokens.value_targets[firsts], tokens.values[firsts])
         advantages = own.index_select(0, tokens.nodes)
-    clipped = clipped_policy_loss(
-        tokens.logprobs,
-        tokens.old_logprobs,
-        advantages,
-        clip_low=settings.clip.low,
-        clip_high=settings.clip.high,
-        ratio=settings.ratio,
-        nodes=tokens.nodes,
-        dual_clip=settings.clip.dual,
-    )
+    clipped = _clipped(replace(tokens, advantages=advantages), settings.clip, ratio=settings.ratio)
     # a token weighs 1/N_k of its segment, and the deck's penalty is a sum over the segment's tokens
     loss = _with_regularisers(clipped, tokens, settings, times=node_lengths(tokens.nodes))
     return TokenLoss(
@@ -118,17 +93,20 @@ def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
 
 def loss_nodes(tokens: TokenBatch, settings: GRFT) -> TokenLoss:
     """Clipped surrogate with the ratio of each token or of each node."""
-    clipped = clipped_policy_loss(
+    return _with_regularisers(_clipped(tokens, settings.clip, ratio=settings.ratio), tokens, settings)
+
+
+def _clipped(tokens: TokenBatch, clip: Clip, *, ratio: str = "token") -> ClippedLoss:
+    return clipped_policy_loss(
         tokens.logprobs,
         tokens.old_logprobs,
         tokens.advantages,
-        clip_low=settings.clip.low,
-        clip_high=settings.clip.high,
-        ratio=settings.ratio,
+        clip_low=clip.low,
+        clip_high=clip.high,
+        ratio=ratio,
         nodes=tokens.nodes,
-        dual_clip=settings.clip.dual,
+        dual_clip=clip.dual if isinstance(clip, TokenClip) else None,
     )
-    return _with_regularisers(clipped, tokens, settings)
 
 
 def node_lengths(nodes: Tensor) -> Tensor:
