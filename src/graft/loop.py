@@ -17,7 +17,7 @@ from graft.data.worked import worked_trees
 from graft.evaluation import evaluate
 from graft.grading.beside import GradingBeside
 from graft.interrupt import Interrupt
-from graft.memory import memory_errors, peak_memory_gb, return_freed_memory
+from graft.memory import memory_errors, peak_memory_gb
 from graft.model import plain_state
 from graft.phases import Phase, phases_of
 from graft.report.metrics import Moment, Stage
@@ -134,7 +134,6 @@ class Loop:
         with step.timed("update"):
             step.credit = self.credit(phase, algorithm, step)
             step.result = self.update(phase, step)
-        self.make_room()
 
     def collect(self, phase: Phase, step: Step, cursor: PromptCursor) -> None:
         """Sample and grade until the batch is full."""
@@ -453,7 +452,6 @@ class Loop:
         """Between sampling and the update: neither needs the other's memory."""
         if self.parts.engine is not None:
             self.parts.engine.drop_weights()
-        return_freed_memory()
 
     def load_engine(self) -> None:
         """Give the engine the policy's weights if it has older ones."""

@@ -54,18 +54,6 @@ def _too_little(activity: str, settings: str, error: BaseException) -> ResourceE
     )
 
 
-def return_freed_memory() -> None:
-    """Give what is free back to the system, where glibc manages it: between stages that need different memory.
-
-    Kept pieces of one stage's sizes seldom fit the next one's; over a few steps a process would grow by a third.
-    """
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):  # not glibc
-        return
-    trim(0)
-
-
 def keep_freed_memory() -> bool:
     """Let glibc keep what is freed instead of returning it to the system; whether it could be asked to.
 
