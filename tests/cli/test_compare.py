@@ -199,6 +199,25 @@ def test_a_later_call_runs_nothing_and_reads_the_same(undisturbed, graft):
     assert before == after
 
 
+def test_results_alone_are_enough(undisturbed, tmp_path, graft):
+    """Moved to another folder, without the runs, and from before a setting existed that has its default."""
+    for stored in (undisturbed / "out" / "runs").glob("*/seed-*.json"):
+        result = json.loads(stored.read_text())
+        assert str(undisturbed) not in stored.read_text().replace(result["settings"]["model"]["name"], "")
+        del result["settings"]["algorithm"]["max_sampling_rounds"]
+        copy = tmp_path / "out" / stored.relative_to(undisturbed / "out")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(json.dumps(result))
+    for name in ("config.toml", "rows.jsonl", "grader.py"):
+        (tmp_path / name).write_bytes((undisturbed / name).read_bytes())
+    again = graft(
+        "compare", tmp_path / "config.toml", *VARIANTS, "--seeds", 2, "--out", tmp_path / "out", "--json"
+    )
+    assert again.code == 0, again.err
+    assert again.err.count("has its result") == 4
+    assert not (tmp_path / "out" / "warm-starts").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

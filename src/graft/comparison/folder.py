@@ -84,10 +84,12 @@ class ComparisonFolder:
             return None
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            former = stored["settings"]
+            former = {**stored["settings"], "run": entry.label}
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a result of a comparison ({error}). Remove it.") from None
-        self._refuse_others(former, comparable(entry.config), self.run(entry.label, entry.seed).parent)
+        # checked anew, so that a setting that did not exist then has its default
+        settings = comparable(check_config(former, where=str(path)))
+        self._refuse_others(settings, comparable(entry.config), self.run(entry.label, entry.seed).parent)
         return stored
 
     def write_result(self, entry: Entry, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,8 +129,8 @@ class ComparisonFolder:
 
 
 def comparable(config: RunConfig) -> dict[str, Any]:
-    """A run's settings without its folder."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key != "run"}
+    """A run's settings without its folder and that of its settings file: a comparison may move."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in ("run", "base")}
 
 
 def make_run(path: Path, config: RunConfig, warm_start: Path | None) -> None:
