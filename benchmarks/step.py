@@ -176,8 +176,8 @@ def summarise(
                 case: next((r.get("tokens_computed") for r in own if r["case"] == case), None)
                 for case in CASES
             },
-            "peak_memory_gb": own[-1]["peak_memory_gb"],
             **about[name],
+            "peak_memory_gb": own[-1]["peak_memory_gb"],  # by the end; `about` has that of the start
         }
         for name, own in records.items()
     }

@@ -81,9 +81,10 @@ def test_fitting_goes_into_tables():
     assert left_out == ["algorithm.clip.hight", "algorithm.odd"]
 
 
-def test_evaluation_of_the_settings_stays():
-    made = entry(Entrant("grpo", ()), {**SETTINGS, "evaluation": {"every": 5}})
-    assert (made.config.evaluation.every, made.config.evaluation.every_generated_tokens) == (5, None)
+@pytest.mark.parametrize(("given", "expected"), [({"every": 5}, 100), ({"every_generated_tokens": 300}, 300)])
+def test_measurements_come_by_tokens_since_steps_differ_in_cost(given, expected):
+    made = entry(Entrant("grpo", ()), {**SETTINGS, "evaluation": given})
+    assert (made.config.evaluation.every, made.config.evaluation.every_generated_tokens) == (None, expected)
 
 
 @pytest.mark.parametrize(
