@@ -35,7 +35,7 @@ TARGETS = {
 }
 PEER_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 
-GRAFT = {"microbatch_tokens": 1536, "gradient_checkpointing": False}
+GRAFT = {"microbatch_tokens": 1024, "gradient_checkpointing": False}
 LOW_MEMORY = {"microbatch_tokens": 512, "gradient_checkpointing": True}
 """Settings of `graft low memory`."""
 

@@ -31,6 +31,7 @@ from graft.update.step import (
     ValueTerm,
     learning_rate_at,
     learning_rate_by_share,
+    make_moments,
     optimise,
     policy_loss,
     value_only_loss,
@@ -251,13 +252,15 @@ class Trainer:
             {"name": name, "lr": rate, "params": [p for key, p in named.items() if _group_of(key) == name]}
             for name, rate in rates.items()
         ]
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             groups,
             betas=settings.betas,
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        make_moments(optimizer)
+        return optimizer
 
     def _open_anchor(self, checkpoints: Checkpoints, done: int) -> PolicyForward | None:
         """A frozen copy of the model that training starts with, where KL to it is penalised or reported."""

@@ -24,6 +24,7 @@ from graft.update.step import (
     clip_gradients,
     learning_rate_at,
     learning_rate_by_share,
+    make_moments,
     optimise,
     policy_loss,
 )
@@ -367,3 +368,19 @@ def test_progress_is_told_of_every_micro_batch(forward):
     told: list[int] = []
     step(forward, batches, progress=told.append)
     assert told == [len(b.tokens) for b in batches]
+
+
+def test_moments_made_early_are_those_of_the_first_step():
+    rng = torch.Generator().manual_seed(3)
+    gradients = [torch.randn(5, 3, generator=rng) for _ in range(3)]
+    weights = []
+    for early in (False, True):
+        parameter = nn.Parameter(torch.ones(5, 3))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.01, fused=True)
+        if early:
+            make_moments(optimizer)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        weights.append(parameter.detach())
+    assert torch.equal(*weights)

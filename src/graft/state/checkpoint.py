@@ -263,5 +263,10 @@ def load_optimizer_tensors(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("|")
         parameter = parameters[name]
-        target = value if entry == "step" else value.to(parameter.device)
-        optimizer.state[parameter][entry] = target.clone()
+        held = optimizer.state[parameter].get(entry)
+        if held is not None:
+            held.copy_(value)
+        else:
+            optimizer.state[parameter][entry] = (
+                value if entry == "step" else value.to(parameter.device)
+            ).clone()

@@ -127,6 +127,21 @@ def _value_loss(values: Tensor, batch: MicroBatch, term: ValueTerm) -> BatchLoss
     return BatchLoss(share, means)
 
 
+def make_moments(optimizer: torch.optim.AdamW) -> None:
+    """Make AdamW's moments now, as it would in its first step.
+
+    There they would take their place among what the first update is about to free, and leave holes for good: 0.3 GB
+    of a process of 3.8 GB.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
 def optimise(
     loss_of: LossOf,
     optimizer: torch.optim.Optimizer,
