@@ -60,7 +60,7 @@ MEMORY = Memory(
     microbatch_tokens=100,
     gradients=600,
     optimizer=1_600,
-    anchor=800,
+    copies=800,
     cached_token=2,
     prompt_logits=10,
     sampled=300,
@@ -243,6 +243,8 @@ def test_a_budget_of_tokens_becomes_steps():
     [
         ({"algorithm": {"kl": {"coefficient": 0.1}}}, 1.0),  # the anchor, each step
         ({"algorithm": {"updates_per_batch": 2}}, 1.0),  # the old policy, each step
+        ({"algorithm": {"refresh_every": 4}}, 0.75),  # where its weights are older
+        ({"algorithm": {"name": "ppo"}}, 1.0),  # values are asked for with it
         ({"report": {"kl_every": 5}}, 0.4),  # both, at 2 of 10 steps
         ({"algorithm": {"kl": {"coefficient": 0.1}, "updates_per_batch": 2}, "report": {"kl_every": 5}}, 2.0),
     ],

@@ -23,6 +23,11 @@ class Sampled(Section):
     group_size: int = Field(default=1, ge=1)
     """Samples for each prompt."""
 
+    refresh_every: int = Field(default=1, ge=1)
+    """Batches that are drawn with the same weights: the policy that samples, and the value model beside it, are brought
+    up to date before each so many. Above 1 samples come from older weights, and the ratio is to those; a copy of what
+    trains is kept in memory and in checkpoints."""
+
     kl: KL = KL()
     entropy: Entropy = Entropy()
 
