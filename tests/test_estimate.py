@@ -239,6 +239,18 @@ def test_a_budget_of_tokens_becomes_steps():
 
 
 @pytest.mark.parametrize(
+    ("own", "samples"),
+    [
+        ({"group_size": 6}, 6),
+        ({"shape": "tree", "branching": [3, 2, 2]}, 12),
+    ],  # leaves, at most whole completions
+)
+def test_the_tokens_of_trees(own, samples):
+    _, work = plan(algorithm={"name": "grft", **own})
+    assert work.phases[-1].batch.samples == samples
+
+
+@pytest.mark.parametrize(
     ("settings", "scorings"),
     [
         ({"algorithm": {"kl": {"coefficient": 0.1}}}, 1.0),  # the anchor, each step

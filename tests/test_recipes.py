@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from graft.comparison.compare import entries_of
+from graft.comparison.entrants import read_entrants
 from graft.config_file import load_config
 from graft.errors import ConfigError
 from graft.graders import grader_spec, open_grader
@@ -54,6 +59,49 @@ def test_what_the_multi_grader_pays(text, least, most):
     [grade] = grader([sample(text, answer="7")])
     assert grade.score is not None
     assert least <= grade.score <= most
+
+
+WORKED_STEPS = RECIPES / "worked_steps"
+SMALL = (
+    *("data.rows=20", "data.held_out=4", "evaluation.rows=2", "warm_start.steps=1", "rollout.slots=12"),
+    *("training.generated_tokens=900", "training.prompts_per_step=2", "sampling.max_new_tokens=16"),
+)
+
+
+@pytest.mark.parametrize("name", ["config", "grft_chain", "grft_tree"])
+def test_worked_steps_trains(name, tmp_path, tiny_model_folder):
+    overrides = [f"run={tmp_path / 'run'}", f"model.name={tiny_model_folder}", *SMALL]
+    run = start_run(load_config(WORKED_STEPS / f"{name}.toml", overrides))
+    records = RunFolder.open(run.path).read_metrics()
+    steps = [record for record in records if record["stage"] == "train"]
+    assert sum(record["tokens_sampled"] for record in steps) == run.summary["generated_tokens"] >= 900
+    assert all(record["critic_failed"] == 0 for record in steps)
+
+
+def test_worked_steps_differ_in_their_method_alone():
+    configs = [
+        load_config(WORKED_STEPS / f"{name}.toml").model_dump()
+        for name in ("config", "grft_chain", "grft_tree")
+    ]
+    for config in configs:
+        del config["run"], config["algorithm"]
+    assert configs[0] == configs[1] == configs[2]
+
+
+def test_the_comparison_that_worked_steps_names():
+    """Its variants have the settings of the recipe's files."""
+    [command] = re.findall(
+        r"^graft compare .*?(?=^```)", (WORKED_STEPS / "README.md").read_text(), re.M | re.S
+    )
+    words = shlex.split(command.replace("\\\n", " "))
+    variants = [word for flag, word in pairwise(words) if flag == "--variant"]
+    entrants = read_entrants(words[words.index("--algorithms") + 1], variants)
+    entries = entries_of(WORKED_STEPS / "config.toml", entrants, seeds=1, tokens=None, out=Path("out"))
+    by_label = {entry.label: entry.config.algorithm for entry in entries}
+    assert list(by_label) == ["grpo", "ppo", "every_segment", "shared", "grft_chain", "grft_tree"]
+    assert by_label["every_segment"] == load_config(WORKED_STEPS / "config.toml").algorithm
+    for name in ("grft_chain", "grft_tree"):
+        assert by_label[name] == load_config(WORKED_STEPS / f"{name}.toml").algorithm
 
 
 def first_wrong(thoughts: int) -> int:
