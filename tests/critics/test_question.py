@@ -24,6 +24,7 @@ from graft.critics.symbols import Number
         ("twenty-five men, twenty five women and Ninety girls", {25: 2, 90: 1}),
         ("twenty, thirty", {20: 1, 30: 1}),
         ("five twenty", {5: 1, 20: 1}),  # no number below twenty goes before the tens
+        ("twenty fifteen", {20: 1, 15: 1}),
         ("one man and zero women", {}),  # `one` mostly counts nothing
         ("tennis, someone, twofold", {}),
     ],
