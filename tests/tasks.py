@@ -39,13 +39,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def task_settings(folder: Path, model: Path | str, /, **sections: Any) -> dict[str, Any]:
-    """Settings of a run that takes well under a second; keys of `sections` are added to the sections' own."""
-    merged = {
-        name: {**DEFAULTS.get(name, {}), **sections.get(name, {})}
-        for name in dict.fromkeys([*DEFAULTS, *sections])
-    }
-    merged["model"] = {"name": str(model), **sections.get("model", {})}
-    return {"run": str(folder / "run"), "base": str(folder), **merged}
+    """Settings of a run that takes well under a second; keys of `sections` are added to the sections' own, and those
+    that are None taken out."""
+    names = dict.fromkeys(["model", *DEFAULTS, *sections])
+    merged = {name: {**DEFAULTS.get(name, {}), **sections.get(name, {})} for name in names}
+    merged["model"] = {"name": str(model), **merged["model"]}
+    kept = {name: {k: v for k, v in own.items() if v is not None} for name, own in merged.items()}
+    return {"run": str(folder / "run"), "base": str(folder), **kept}
 
 
 def write_task(folder: Path, model: Path | str, /, *, code: str = "", **sections: Any) -> Path:
