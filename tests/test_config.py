@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import typing
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 
 from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, SFT
 from graft.config import Checkpoints, Optimizer, RunConfig, section_at
-from graft.config_file import check_config
+from graft.config_file import check_config, dump_config
 from graft.errors import ConfigError
 from graft.section import Section, tag_of
 
@@ -303,6 +304,56 @@ def test_the_clip_of_a_mean_ratio_is_narrower():
         assert (own.clip.low, own.clip.high) == (0.05, 0.05)  # pyright: ignore
         own = check({"algorithm": {"name": name, "ratio": "segment_mean", "clip": {"low": 0.1}}}).algorithm
         assert (own.clip.low, own.clip.high) == (0.1, 0.2)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"branching": [2, 2]}, 'branching: means nothing without shape = "tree"'),
+        ({"shape": "tree", "group_size": 8}, 'group_size: means nothing without shape = "chain"'),
+        ({"shape": "tree", "max_depth": 3}, 'max_depth: means nothing without shape = "chain"'),
+        ({"shape": "tree", "survivor": "best"}, 'survivor: means nothing without shape = "chain"'),
+        (
+            {"survivor_temperature": 0.5},
+            'survivor_temperature: means nothing without shape = "chain", survivor',
+        ),
+        (
+            {"shape": "tree", "survivor": "softmax", "survivor_temperature": 0.5},
+            'survivor: means nothing without shape = "chain"',
+        ),
+        ({"outcome_weight": 0.3}, 'outcome_weight: means nothing without score = "mixed"'),
+        (
+            {"shape": "tree", "score": "outcome", "critic": {"type": "judge", "model": "j"}},
+            'critic: means nothing without score = "critic" or "mixed"',
+        ),
+        (
+            {"shape": "tree", "score": "outcome", "rewards": {"boost": 2.0}},
+            'rewards: means nothing without score = "critic" or "mixed"',
+        ),
+    ],
+)
+def test_settings_of_another_shape_of_grft_are_refused_by_name(own, words):
+    assert words in refusal({"algorithm": {"name": "grft", **own}})
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"group_size": 8, "max_depth": 3, "survivor": "softmax", "survivor_temperature": 0.5},
+        {
+            "shape": "tree",
+            "branching": [2, 2],
+            "score": "mixed",
+            "outcome_weight": 0.3,
+            "rewards": {"boost": 2.0},
+        },
+        {"shape": "tree", "score": "outcome"},
+    ],
+)
+def test_what_a_shape_of_grft_takes_is_taken_and_written_out(own):
+    config = check({"algorithm": {"name": "grft", **own}})
+    again = check_config(tomllib.loads(dump_config(config)), where="again")
+    assert again.algorithm == config.algorithm
 
 
 def test_what_cannot_go_together():

@@ -60,7 +60,7 @@ MEMORY = Memory(
     microbatch_tokens=100,
     gradients=600,
     optimizer=1_600,
-    anchor=800,
+    copies=800,
     cached_token=2,
     prompt_logits=10,
     sampled=300,
@@ -239,10 +239,24 @@ def test_a_budget_of_tokens_becomes_steps():
 
 
 @pytest.mark.parametrize(
+    ("own", "samples"),
+    [
+        ({"group_size": 6}, 6),
+        ({"shape": "tree", "branching": [3, 2, 2]}, 12),
+    ],  # leaves, at most whole completions
+)
+def test_the_tokens_of_trees(own, samples):
+    _, work = plan(algorithm={"name": "grft", **own})
+    assert work.phases[-1].batch.samples == samples
+
+
+@pytest.mark.parametrize(
     ("settings", "scorings"),
     [
         ({"algorithm": {"kl": {"coefficient": 0.1}}}, 1.0),  # the anchor, each step
         ({"algorithm": {"updates_per_batch": 2}}, 1.0),  # the old policy, each step
+        ({"algorithm": {"refresh_every": 4}}, 0.75),  # where its weights are older
+        ({"algorithm": {"name": "ppo"}}, 1.0),  # values are asked for with it
         ({"report": {"kl_every": 5}}, 0.4),  # both, at 2 of 10 steps
         ({"algorithm": {"kl": {"coefficient": 0.1}, "updates_per_batch": 2}, "report": {"kl_every": 5}}, 2.0),
     ],

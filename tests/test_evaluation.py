@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import pytest
-import torch
 
 from graft.errors import GraderError
 from graft.evaluation import Evaluation, estimate, evaluate, pass_at_k
-from graft.rollout.engine import Continuation, Finished
+from graft.rollout.engine import Continuation
 from graft.rollout.sampling import SamplingSettings, stream_key
-from graft.types import Grade, Outcome, Prompt, Purpose, Sample, StopReason
+from graft.types import Grade, Outcome, Prompt, Purpose, Sample, StopReason, Tokens
+from tests.engines import PlannedEngine
 
 
 @pytest.mark.parametrize(
@@ -69,43 +69,19 @@ def test_pass_at_k_needs_k_samples(k):
         pass_at_k(3, 1, k)
 
 
-class ScriptedEngine:
+def scripted(script: Sequence[Sequence[int]]) -> PlannedEngine:
     """Sample j of row i is the token `script[i][j]`, followed by 9 where it is truncated (a negative entry)."""
 
-    path = "scripted"
-
-    def __init__(self, script: Sequence[Sequence[int]]) -> None:
-        self.script = script
-        self.keys: list[list[int]] = []
-
-    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None: ...
-
-    def drop_weights(self) -> None: ...
-
-    def grow(
-        self,
-        prefixes: Sequence[np.ndarray],
-        keys: Sequence[Sequence[int]],
-        sampling: SamplingSettings,
-        *,
-        progress: Callable[[int], None] | None = None,
-        finished: Finished | None = None,
-    ) -> list[list[Continuation]]:
-        self.keys = [list(own) for own in keys]
-        grown = [[self._sample(token) for token in row] for row in self.script]
-        assert finished is not None
-        for index, own in enumerate(grown):
-            for place, continuation in enumerate(own):
-                finished(index, place, continuation)
-        return grown
-
-    def _sample(self, token: int) -> Continuation:
+    def planned(index: int, place: int, prefix: Tokens, limit: int) -> Continuation:
+        token = script[index][place]
         tokens = [token] if token >= 0 else [-token, 9]
         return Continuation(
             np.array(tokens, np.int32),
             np.full(len(tokens), -1.0, np.float32),
             StopReason.EOS if token >= 0 else StopReason.LENGTH,
         )
+
+    return PlannedEngine(planned)
 
 
 def score(samples: Sequence[Sample]) -> list[Grade]:
@@ -115,14 +91,14 @@ def score(samples: Sequence[Sample]) -> list[Grade]:
 
 
 def measure(
-    script: Sequence[Sequence[int]], *, threshold: float = 1.0, engine: ScriptedEngine | None = None
+    script: Sequence[Sequence[int]], *, threshold: float = 1.0, engine: PlannedEngine | None = None
 ) -> Evaluation:
     prompts = [
         Prompt(row=10 + i, messages=(), item={}, tokens=np.array([5], np.int32), question=str(i))
         for i in range(len(script))
     ]
     return evaluate(
-        engine or ScriptedEngine(script),
+        engine or scripted(script),
         prompts,
         score,
         lambda tokens: " ".join(map(str, tokens.tolist())),
@@ -174,8 +150,9 @@ def test_too_many_failures_stop():
 
 
 def test_the_random_streams_are_those_of_evaluation_and_always_the_same():
-    engine = ScriptedEngine([[1, 0], [0, 0]])
-    measure(engine.script, engine=engine)
+    script = [[1, 0], [0, 0]]
+    engine = scripted(script)
+    measure(script, engine=engine)
     assert engine.keys == [
         [stream_key(3, Purpose.EVALUATION, 0, row, 0, place) for place in range(2)] for row in (10, 11)
     ]

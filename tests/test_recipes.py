@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from graft.comparison.compare import entries_of
+from graft.comparison.entrants import read_entrants
 from graft.config_file import load_config
+from graft.errors import ConfigError
 from graft.graders import grader_spec, open_grader
 from graft.report.run_folder import RunFolder
 from graft.runs import start_run
-from tests.grading.samples import sample
+from tests.grading.samples import Reply, Request, judged, sample, scripted_server
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -52,3 +59,109 @@ def test_what_the_multi_grader_pays(text, least, most):
     [grade] = grader([sample(text, answer="7")])
     assert grade.score is not None
     assert least <= grade.score <= most
+
+
+WORKED_STEPS = RECIPES / "worked_steps"
+SMALL = (
+    *("data.rows=20", "data.held_out=4", "evaluation.rows=2", "warm_start.steps=1", "rollout.slots=12"),
+    *("training.generated_tokens=900", "training.prompts_per_step=2", "sampling.max_new_tokens=16"),
+)
+
+
+@pytest.mark.parametrize("name", ["config", "grft_chain", "grft_tree"])
+def test_worked_steps_trains(name, tmp_path, tiny_model_folder):
+    overrides = [f"run={tmp_path / 'run'}", f"model.name={tiny_model_folder}", *SMALL]
+    run = start_run(load_config(WORKED_STEPS / f"{name}.toml", overrides))
+    records = RunFolder.open(run.path).read_metrics()
+    steps = [record for record in records if record["stage"] == "train"]
+    assert sum(record["tokens_sampled"] for record in steps) == run.summary["generated_tokens"] >= 900
+    assert all(record["critic_failed"] == 0 for record in steps)
+
+
+def test_worked_steps_differ_in_their_method_alone():
+    configs = [
+        load_config(WORKED_STEPS / f"{name}.toml").model_dump()
+        for name in ("config", "grft_chain", "grft_tree")
+    ]
+    for config in configs:
+        del config["run"], config["algorithm"]
+    assert configs[0] == configs[1] == configs[2]
+
+
+def test_the_comparison_that_worked_steps_names():
+    """Its variants have the settings of the recipe's files."""
+    [command] = re.findall(
+        r"^graft compare .*?(?=^```)", (WORKED_STEPS / "README.md").read_text(), re.M | re.S
+    )
+    words = shlex.split(command.replace("\\\n", " "))
+    variants = [word for flag, word in pairwise(words) if flag == "--variant"]
+    entrants = read_entrants(words[words.index("--algorithms") + 1], variants)
+    entries = entries_of(WORKED_STEPS / "config.toml", entrants, seeds=1, tokens=None, out=Path("out"))
+    by_label = {entry.label: entry.config.algorithm for entry in entries}
+    assert list(by_label) == ["grpo", "ppo", "every_segment", "shared", "grft_chain", "grft_tree"]
+    assert by_label["every_segment"] == load_config(WORKED_STEPS / "config.toml").algorithm
+    for name in ("grft_chain", "grft_tree"):
+        assert by_label[name] == load_config(WORKED_STEPS / f"{name}.toml").algorithm
+
+
+def first_wrong(thoughts: int) -> int:
+    """A judge that finds the second thought wrong where there is one."""
+    return 2 if thoughts > 1 else 0
+
+
+def test_a_judge_scores_the_thoughts_of_judge_rft(tmp_path, tiny_model_folder, monkeypatch):
+    """The server says which thought is the first wrong one; scores, costs and the key have to be the run's."""
+    monkeypatch.setenv("JUDGE_API_KEY", "sesame")
+
+    def answer(request: Request) -> Reply:
+        asked = json.loads(request.body["messages"][1]["content"])
+        return judged({"reason": "seen", "earliest_error": first_wrong(len(asked["thoughts"]))})
+
+    with scripted_server() as server:
+        server.answer = answer
+        config = load_config(
+            RECIPES / "judge_rft" / "config.toml",
+            [
+                f"run={tmp_path / 'run'}",
+                f"model.name={tiny_model_folder}",
+                "data.rows=20",
+                "data.held_out=4",
+                "training.generated_tokens=400",
+                "training.prompts_per_step=3",
+                "algorithm.group_size=2",
+                "algorithm.segments.cutter=tokens:8",
+                "sampling.max_new_tokens=24",
+                "warm_start.steps=2",
+                f"grading.judge.models.judge.base_url={server.url}/v1",
+                "grading.judge.cache=false",
+            ],
+        )
+        run = start_run(config)
+    folder = RunFolder.open(run.path)
+    steps = [record for record in folder.read_metrics() if record["stage"] == "train"]
+    assert len(steps) >= 3
+    calls = sum(record["critic_calls"] for record in steps)
+    assert len(server.requests) == calls > 10
+    assert sum(record["critic_prompt_tokens"] for record in steps) == 11 * calls
+    assert all(record["critic_failed"] == 0 for record in steps)
+    assert {request.headers["authorization"] for request in server.requests} == {"Bearer sesame"}
+    assert {request.body["model"] for request in server.requests} == {"judge"}
+    assert {request.body["temperature"] for request in server.requests} == {0}
+    chains = 0
+    for tree in folder.read_trees():
+        if tree["stage"] == "train":
+            for critique in tree["critiques"].values():
+                thoughts = critique["thoughts"]
+                assert thoughts == [10.0, 0.0, *[5.0] * len(thoughts)][: len(thoughts)]
+                chains += len(thoughts) > 1
+    assert chains > 5
+
+
+def test_judge_rft_names_the_variable_of_its_key(tmp_path, tiny_model_folder, monkeypatch):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    config = load_config(
+        RECIPES / "judge_rft" / "config.toml",
+        [f"run={tmp_path / 'run'}", f"model.name={tiny_model_folder}", "data.rows=20", "data.held_out=4"],
+    )
+    with pytest.raises(ConfigError, match=r"environment variable JUDGE_API_KEY, which is not set"):
+        start_run(config)

@@ -14,11 +14,13 @@ from graft.algorithms import ALGORITHMS
 from graft.assemble import Parts, assemble
 from graft.config_file import check_config
 from graft.crediting import Evidence, StepCredit
+from graft.errors import CheckpointError
 from graft.phases import phases_of
-from graft.state.checkpoint import Checkpoints
+from graft.state.checkpoint import Checkpoint, Checkpoints, optimizer_tensors
 from graft.trainer import Trainer, everything, minibatches
-from graft.types import Credit, Grade
+from graft.types import Appraisal, Credit, Grade
 from graft.update.step import StepResult
+from tests.tasks import task_settings, write_task
 from tests.trees import random_group
 
 
@@ -41,28 +43,11 @@ def test_minibatches_by_hand():
 
 @pytest.fixture
 def open_trainer(tiny_model_folder, tmp_path):
-    def made(algorithm: dict[str, Any], **sections: Any) -> tuple[Trainer, Parts]:
-        (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
-        config = check_config(
-            {
-                "run": str(tmp_path / "run"),
-                "base": str(tmp_path),
-                "model": {"name": str(tiny_model_folder), "precision": "exact"},
-                "data": {"source": "rows.jsonl"},
-                "grader": {
-                    "type": "string_check",
-                    "operation": "eq",
-                    "input": "a",
-                    "reference": "a",
-                    "name": "n",
-                },
-                "training": {"steps": 4},
-                "optimizer": {"learning_rate": 1e-2},
-                "algorithm": algorithm,
-                **sections,
-            },
-            where="test",
-        )
+    def made(algorithm: dict[str, Any]) -> tuple[Trainer, Parts]:
+        write_task(tmp_path, tiny_model_folder)
+        exact = {"precision": "exact"}
+        settings = task_settings(tmp_path, tiny_model_folder, algorithm=algorithm, model=exact)
+        config = check_config(settings, where="test")
         parts = assemble(config)
         [phase] = phases_of(config, training_rows=1)
         checkpoints = Checkpoints(Path(config.run) / "checkpoints", keep_last=1, keep_best=0)
@@ -175,3 +160,55 @@ def test_appraisals_of_a_policy_that_stands_still_are_its_own(open_trainer):
     assert set(own.old_logprobs) == {1, 2, 3, 4}
     for node, old in own.old_logprobs.items():
         np.testing.assert_array_equal(old, own.anchor_logprobs[node])
+
+
+def test_the_older_policy_and_its_values_come_back_to_the_bit(open_trainer):
+    trainer, _ = open_trainer({"name": "ppo", "refresh_every": 3})
+    tree = random_group(np.random.default_rng(0))
+
+    def appraised(number: int) -> Appraisal:
+        with trainer.as_sampled(number):
+            return trainer.appraise([tree], [everything(tree)], old=True)[0]
+
+    def equal(one: Appraisal, other: Appraisal) -> bool:
+        return all(
+            np.array_equal(one.old_logprobs[node], other.old_logprobs[node])
+            and np.array_equal(one.old_values[node], other.old_values[node])
+            for node in one.old_logprobs
+        )
+
+    first, seen = appraised(1), []
+    for number in (1, 2, 3):
+        assert equal(appraised(number), first)
+        one_step(trainer, number)
+        seen.append(appraised(1))  # the policy in training
+    assert not any(equal(own, first) for own in seen)
+    assert equal(appraised(4), seen[2])
+    one_step(trainer, 4)
+    assert equal(appraised(5), seen[2])
+    assert [trainer.age(number) for number in range(1, 8)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_an_error_while_the_older_policy_stands_in_leaves_the_newer_one(open_trainer):
+    trainer, _ = open_trainer({"name": "ppo", "refresh_every": 2})
+    one_step(trainer)
+    before = {name: p.detach().clone() for name, p in trainer.parameters().items()}
+
+    def interrupt(tokens: int) -> None:
+        raise InterruptedError
+
+    tree = random_group(np.random.default_rng(0))
+    with pytest.raises(InterruptedError), trainer.as_sampled(2):
+        trainer.appraise([tree], [everything(tree)], old=True, progress=interrupt)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.parameters().items())
+
+
+def test_a_checkpoint_without_the_weights_that_sample_is_refused(open_trainer):
+    trainer, parts = open_trainer({"name": "grpo", "refresh_every": 2})
+    own = {name: p.detach() for name, p in trainer.parameters().items()}
+    restored = Checkpoint(1, own, optimizer_tensors(trainer.optimizer, own), {}, {}, {})
+    with pytest.raises(CheckpointError, match=r"lacks the weights that sample .*refresh_every changed\?"):
+        Trainer(
+            parts, trainer.phase, Checkpoints(Path(), keep_last=1, keep_best=0), done=1, restored=restored
+        )
+    Trainer(parts, trainer.phase, Checkpoints(Path(), keep_last=1, keep_best=0), done=2, restored=restored)

@@ -93,3 +93,9 @@ def random_credit(tree: Tree, rng: np.random.Generator, *, share: float = 1.0) -
         advantages={i: rng.normal(size=len(tree.nodes[i])).astype(np.float32) for i in trained},
         weights={i: rng.random(len(tree.nodes[i])) for i in trained},
     )
+
+
+def add_segment(tree: Tree, parent: int, length: int, group: int, kind: Kind) -> int:
+    """A thought or an answer of so many equal tokens below a node; its id."""
+    stop = StopReason.EOS if kind is Kind.ANSWER else StopReason.CUT
+    return tree.add(parent, [5] * length, [-1.0] * length, group=group, kind=kind, stop=stop)

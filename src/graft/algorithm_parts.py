@@ -120,7 +120,7 @@ class Value(Section):
     batch are done. That needs `trunk = "separate"`."""
 
     warmup_steps: int = Field(default=0, ge=0)
-    """First steps of training in which only the value model's own parameters move."""
+    """First steps of training in which only the value model's own parameters move. Their tokens count as all others."""
 
     @model_validator(mode="after")
     def _trunk_fits(self) -> Value:

@@ -5,6 +5,8 @@ A class holds what means something to its algorithm and nothing else, so every o
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,11 +25,21 @@ class Sampled(Section):
     group_size: int = Field(default=1, ge=1)
     """Samples for each prompt."""
 
+    refresh_every: int = Field(default=1, ge=1)
+    """Batches that are drawn with the same weights: the policy that samples, and the value model beside it, are brought
+    up to date before each so many. Above 1 samples come from older weights, and the ratio is to those; a copy of what
+    trains is kept in memory and in checkpoints."""
+
     kl: KL = KL()
     entropy: Entropy = Entropy()
 
     engine_weight_cap: float | None = Field(default=None, gt=0)
     """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
+
+    @property
+    def samples(self) -> int:
+        """Completions of a prompt, or as many as its tokens are worth at most."""
+        return self.group_size
 
     @property
     def updates(self) -> int:
@@ -360,7 +372,41 @@ class GRFT(Sampled, Reused):
             raise ValueError(
                 'survivor = "sample" is needed with critic.type = "monte_carlo", which cannot draw while trees grow'
             )
+        for name, need in self.without_meaning(dict(self)).items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: means nothing without {need}; take it out, or set that")
         return self
+
+    @classmethod
+    def without_meaning(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Settings to which the others leave no meaning -> what would give them one.
+
+        Args:
+            given: settings as they are or will be; what is not given has its default.
+        """
+        shape, survivor, score = (
+            given.get(name, cls.model_fields[name].default) for name in ("shape", "survivor", "score")
+        )
+        critics = 'score = "critic" or "mixed"'
+        meanings = {
+            "group_size": ('shape = "chain"', shape == "chain"),
+            "max_depth": ('shape = "chain"', shape == "chain"),
+            "survivor": ('shape = "chain"', shape == "chain"),
+            "survivor_temperature": (
+                'shape = "chain", survivor = "softmax"',
+                shape == "chain" and survivor == "softmax",
+            ),
+            "branching": ('shape = "tree"', shape == "tree"),
+            "outcome_weight": ('score = "mixed"', score == "mixed"),
+            "critic": (critics, score != "outcome"),
+            "rewards": (critics, score != "outcome"),
+        }
+        return {name: need for name, (need, met) in meanings.items() if not met}
+
+    @property
+    def samples(self) -> int:
+        """Leaves of a tree; a chain draws its tokens `group_size` times."""
+        return math.prod(self.branching) if self.shape == "tree" else self.group_size
 
     @property
     def levels(self) -> tuple[int, ...]:

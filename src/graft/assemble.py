@@ -121,6 +121,11 @@ def assemble(
     kl = getattr(config.algorithm, "kl", None)
     if kl is not None and getattr(kl, "of", "policy") == "rollout" and kl.coefficient:
         notes.append("algorithm.kl.of = 'rollout': KL is reported (kl_to_initial) and trains nothing")
+    value = getattr(config.algorithm, "value", None)
+    if value is not None and value.warmup_steps:
+        notes.append(
+            f"algorithm.value.warmup_steps = {value.warmup_steps}: the first steps train the value model alone"
+        )
     dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
     if dropped:
         notes.append(

@@ -137,7 +137,7 @@ class Memory:
     """While a small group was sampled, before there was an optimiser."""
 
     update_peak: int
-    """While a micro-batch trained, optimiser and anchor included."""
+    """While a micro-batch trained, optimiser and copies included."""
 
     tried_tokens: int
     """Of that micro-batch."""
@@ -150,8 +150,8 @@ class Memory:
     optimizer: int
     """Its moments."""
 
-    anchor: int
-    """Copy of the weights that KL is measured from; 0 without."""
+    copies: int
+    """Copies of the weights: of those that KL is measured from, and of older ones that sample."""
 
     cached_token: int
     """Keys and values of one token in the engine."""
@@ -170,7 +170,7 @@ class Memory:
         Args:
             largest_call: bytes that the engine holds, weights aside, in the largest call.
         """
-        kept = self.sampling_peak + self.optimizer + self.anchor
+        kept = self.sampling_peak + self.optimizer + self.copies
         activations = max(0, self.update_peak - kept - self.gradients)
         larger = max(1.0, self.microbatch_tokens / self.tried_tokens)
         update = max(self.update_peak, kept + self.gradients + activations * larger)

@@ -34,7 +34,7 @@ from graft.step_records import Step, evaluation_record, mean_kl, step_clock, ste
 from graft.thoughts import ThoughtCritic
 from graft.trainer import Trainer, everything, penalised
 from graft.tree import Tree
-from graft.types import Grade, Prompt, Purpose
+from graft.types import Appraisal, Credit, Grade, Prompt, Purpose
 from graft.update.step import POLICY, StepResult
 
 ACTIVITIES = {Stage.WARM_START: Activity.WARM_START, Stage.TRAIN: Activity.TRAINING}
@@ -137,8 +137,9 @@ class Loop:
 
     def collect(self, phase: Phase, step: Step, cursor: PromptCursor) -> None:
         """Sample and grade until the batch is full."""
-        with step.timed("load"):
-            self.load_engine()
+        trainer = self.trainer_of_phase
+        with step.timed("load"), trainer.as_sampled(step.number):
+            self.load_engine(age=trainer.age(step.number))
 
         def draw(places: Sequence[int], attempt: int) -> Drawn:
             prompts = [self.parts.train[place] for place in places]
@@ -242,12 +243,11 @@ class Loop:
         """Who is compared with whom; asks the networks first where the credit depends on them."""
         settings = phase.settings
         if credit_needs_appraisal(settings):
-            step.appraisals = self.trainer_of_phase.appraise(
-                step.trees,
+            step.appraisals = self.appraise(
+                step,
                 [everything(tree) for tree in step.trees],
                 old=True,
                 anchor=penalised(phase) or self.is_kl_due(phase, step.number),
-                progress=self.on_microbatch,
             )
         evidence = Evidence(
             trees=step.trees,
@@ -258,6 +258,12 @@ class Loop:
             carried=self.state.carried,
         )
         return algorithm.credit(evidence, settings)
+
+    def appraise(self, step: Step, trained: Sequence[Credit], *, old: bool, anchor: bool) -> list[Appraisal]:
+        """What networks say of the step's tokens, the policy and the value model with the weights that sampled."""
+        trainer = self.trainer_of_phase
+        with trainer.as_sampled(step.number):
+            return trainer.appraise(step.trees, trained, old=old, anchor=anchor, progress=self.on_microbatch)
 
     def is_kl_due(self, phase: Phase, number: int) -> bool:
         """Whether KL of the policy that sampled to the initial model is reported after step `number`: when the settings
@@ -274,20 +280,17 @@ class Loop:
         report_kl = self.is_kl_due(phase, step.number)
         anchor = report_kl or penalised(phase)
         several = isinstance(phase.settings, Sampled) and phase.settings.updates > 1
-        if not step.appraisals and (anchor or several):
-            step.appraisals = trainer.appraise(
-                step.trees,
-                step.credit.trees,
-                old=report_kl or several,
-                anchor=anchor,
-                progress=self.on_microbatch,
+        needs_old = several or trainer.age(step.number) > 0
+        if not step.appraisals and (anchor or needs_old):
+            step.appraisals = self.appraise(
+                step, step.credit.trees, old=report_kl or needs_old, anchor=anchor
             )
         if report_kl:
             step.kl_to_initial = mean_kl(step.appraisals)
-        if not several:  # the forward pass of the one update gives the old log-probabilities, to the bit
+        if not needs_old:  # the forward pass of the one update gives the old log-probabilities, to the bit
             step.appraisals = [replace(own, old_logprobs={}) for own in step.appraisals]
         rates = trainer.learning_rates(step.number, self.state.generated_tokens)
-        step.learning_rate = rates[POLICY]
+        step.learning_rate = 0.0 if trainer.warming_up(step.number) else rates[POLICY]
         return trainer.update(
             step.number,
             rates,
@@ -403,6 +406,9 @@ class Loop:
             values={}
             if trainer is None or trainer.value is None
             else checkpoint.trainable_parameters(trainer.value),
+            rollout={}
+            if trainer is None
+            else trainer.rollout_weights(self.state.steps.get(trainer.phase.stage, 0) + 1),
             state={
                 "run": self.state.to_json(),
                 "offsets": self.folder.offsets(),
@@ -453,12 +459,16 @@ class Loop:
         if self.parts.engine is not None:
             self.parts.engine.drop_weights()
 
-    def load_engine(self) -> None:
-        """Give the engine the policy's weights if it has older ones."""
-        engine = self.parts.engine
+    def load_engine(self, *, age: int = 0) -> None:
+        """Give the engine the policy's weights if it has others.
+
+        Args:
+            age: steps since the policy had the weights that it holds now.
+        """
+        engine, version = self.parts.engine, self.state.number - age
         assert engine is not None
-        if engine.version != self.state.number:
-            engine.load_weights(plain_state(self.parts.policy), self.state.number)
+        if engine.version != version:
+            engine.load_weights(plain_state(self.parts.policy), version)
 
     def on_tokens(self, tokens: int) -> None:
         """The engine has drawn so many tokens in this call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -69,10 +70,9 @@ def loss_weighted(tokens: TokenBatch, settings: CISPO) -> TokenLoss:
 
 
 def loss_reinforce(tokens: TokenBatch, settings: Reinforce) -> TokenLoss:
-    """-A log π of each token."""
-    per_token = -tokens.advantages * tokens.logprobs
-    unclipped = ClippedLoss(per_token, torch.zeros_like(per_token, dtype=torch.bool))
-    return TokenLoss(_with_regularisers(unclipped, tokens, settings).per_token, {})
+    """-ρ A log π of each token, no gradient through its ratio ρ, which is 1 unless older weights sampled."""
+    weighted = cispo_loss(tokens.logprobs, tokens.old_logprobs, tokens.advantages, cap=math.inf)
+    return TokenLoss(_with_regularisers(weighted, tokens, settings).per_token, {})
 
 
 def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:

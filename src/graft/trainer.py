@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from graft.algorithm_settings import Sampled, Value
 from graft.algorithms import ALGORITHMS
 from graft.assemble import Parts, build_forward, frozen_copy
 from graft.crediting import StepCredit
+from graft.errors import CheckpointError
 from graft.memory import memory_errors
 from graft.model import plain_state
 from graft.phases import Phase
@@ -23,6 +25,7 @@ from graft.tree import Tree
 from graft.types import Appraisal, Credit
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward
+from graft.update.rollout_weights import RolloutWeights
 from graft.update.step import (
     POLICY,
     VALUE,
@@ -66,12 +69,29 @@ class Trainer:
             if self.value is not None:
                 checkpoint.load_parameters(self.value, restored.values)
             checkpoint.load_optimizer_tensors(self.optimizer, self.parameters(), restored.optimizer)
+        self.refresh_every = phase.settings.refresh_every if isinstance(phase.settings, Sampled) else 1
+        self._rollout = RolloutWeights(self.parameters())
+        if self.age(done + 1):
+            assert restored is not None
+            self._restore_rollout(restored)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Everything that trains, by name, in the order of the optimiser."""
         policy = checkpoint.trainable_parameters(self.parts.policy.model)
         value = {} if self.value is None else checkpoint.trainable_parameters(self.value)
         return policy | {f"{VALUE}.{name}": parameter for name, parameter in value.items()}
+
+    def age(self, number: int) -> int:
+        """Steps between the weights that step `number` samples with and those that it trains; the first step is 1."""
+        return (number - 1) % self.refresh_every
+
+    def as_sampled(self, number: int) -> AbstractContextManager[None]:
+        """While entered, policy and value model hold the weights that step `number` samples with."""
+        return self._rollout.in_place() if self.age(number) else nullcontext()
+
+    def rollout_weights(self, number: int) -> Mapping[str, Tensor]:
+        """The weights that step `number` samples with, where they are older than those that it trains; else empty."""
+        return self._rollout.tensors if self.age(number) else {}
 
     def appraise(
         self,
@@ -148,6 +168,8 @@ class Trainer:
         passes = getattr(settings, "updates_per_batch", 1)
         parts = minibatches(credit, getattr(settings, "minibatches", 1))
         results: list[StepResult] = []
+        if self.refresh_every > 1 and not self.age(number):
+            self._rollout.refresh()
 
         def run(loss: LossOf, batches: Sequence[MicroBatch], moving: Mapping[str, float]) -> None:
             results.append(
@@ -168,7 +190,7 @@ class Trainer:
                 for batches in packed:
                     run(self._joint_loss(number), batches, self._moving(number, rates))
             value = self.value_settings
-            if value is not None and value.update == "after_policy" and not self._warming_up(number):
+            if value is not None and value.update == "after_policy" and not self.warming_up(number):
                 for _ in range(passes):
                     for batches in packed:
                         run(self._value_loss(), batches, {VALUE: rates[VALUE]})
@@ -197,18 +219,19 @@ class Trainer:
             for name, peak in peaks.items()
         }
 
-    def _warming_up(self, number: int) -> bool:
+    def warming_up(self, number: int) -> bool:
+        """Whether the value model alone trains at step `number`, the first being 1."""
         return self.value_settings is not None and number <= self.value_settings.warmup_steps
 
     def _moving(self, number: int, rates: Mapping[str, float]) -> Mapping[str, float]:
-        if self._warming_up(number):
+        if self.warming_up(number):
             return {VALUE: rates[VALUE]}
         if self.value_settings is not None and self.value_settings.update == "after_policy":
             return {POLICY: rates[POLICY]}
         return rates
 
     def _joint_loss(self, number: int) -> LossOf:
-        if self._warming_up(number):
+        if self.warming_up(number):
             return self._value_loss()
         settings, value = self.phase.settings, self.value_settings
         algorithm = ALGORITHMS[settings.name]
@@ -242,6 +265,15 @@ class Trainer:
         plain = policy.plain
         width = plain.get_output_embeddings().weight.shape[1]
         return ValueModel(width, trunk=trunk, dtype=plain.dtype, device=device)
+
+    def _restore_rollout(self, restored: Checkpoint) -> None:
+        try:
+            self._rollout.load(restored.rollout)
+        except KeyError as error:
+            raise CheckpointError(
+                f"checkpoint {restored.number} lacks the weights that sample ({error}). Was algorithm.refresh_every "
+                "changed? A run goes on with the settings that it began with."
+            ) from None
 
     def _open_optimizer(self) -> torch.optim.Optimizer:
         """AdamW, fresh at the start of a phase."""

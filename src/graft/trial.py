@@ -34,8 +34,17 @@ from graft.runs import check_grader
 from graft.tree import Tree
 from graft.types import Credit, Prompt, Purpose, StopReason
 from graft.update.packing import MicroBatch, pack
+from graft.update.rollout_weights import RolloutWeights
 from graft.update.step import POLICY, optimise, policy_loss
-from graft.workload import PHASE_NAMES, has_anchor, largest_microbatch, plan_work, trained_share
+from graft.workload import (
+    PHASE_NAMES,
+    has_anchor,
+    keeps_rollout,
+    largest_microbatch,
+    plan_work,
+    scored_share,
+    trained_share,
+)
 
 SAMPLING_SECONDS = 12.0
 """About the longest time for sampling the group; completions are cut off when they would take longer."""
@@ -112,7 +121,7 @@ def estimate_run(config: RunConfig, *, progress: Callable[[str], None] | None = 
         update_peak=_peak_bytes(parts),
         tried_tokens=updated.tokens,
         microbatch_tokens=largest_microbatch(work, config.training.microbatch_tokens),
-        anchor=updated.anchor,
+        copies=updated.copies,
     )
     if sampled.call is not None:
         held = sampled.call.engine_bytes(memory, slots=work.slots, max_new_tokens=work.max_new_tokens)
@@ -152,7 +161,7 @@ def _try_sampling(parts: Parts, phase: Phase) -> _Sampled:
     assert parts.grader is not None
     config = parts.config
     drawn = isinstance(phase.settings, Sampled)
-    group = phase.settings.group_size if isinstance(phase.settings, Sampled) else config.evaluation.samples
+    group = phase.settings.samples if isinstance(phase.settings, Sampled) else config.evaluation.samples
     available = parts.train[: phase.rows_per_step] if drawn else parts.held_out or parts.train
     slots = min(config.rollout.slots, len(available) * group)
     prompts = available[: -(-slots // group)]
@@ -240,8 +249,8 @@ class _Updated:
 
     score_token: float
     optimizer: float
-    anchor: int
-    """Bytes of the anchor; 0 without."""
+    copies: int
+    """Bytes of anchor and older weights; 0 without."""
 
     tokens: int
     """Of the largest micro-batch."""
@@ -250,11 +259,15 @@ class _Updated:
 def _try_update(parts: Parts, phases: Sequence[Phase], sampled: Sequence[Tree]) -> _Updated:
     """Optimiser steps at learning rate 0 on a micro-batch each, of every phase."""
     batches = [_batches(parts, _trees_of(parts, phase, sampled)) for phase in phases]
-    anchor, anchor_bytes = None, 0
+    anchor, copies = None, 0
     if has_anchor(parts.config, phases[-1]):
         weights = {name: tensor.detach().clone() for name, tensor in plain_state(parts.policy).items()}
         anchor = build_forward(frozen_copy(parts.policy, weights), parts.forward.precision)
-        anchor_bytes = _bytes_of(parts.policy.plain.parameters())
+        copies += _bytes_of(parts.policy.plain.parameters())
+    rollout = RolloutWeights(trainable(parts.policy))
+    if keeps_rollout(phases[-1]):
+        rollout.refresh()
+        copies += _bytes_of(rollout.tensors.values())
     group = {"name": POLICY, "params": list(trainable(parts.policy).values())}
     optimizer = torch.optim.AdamW([group], lr=0.0, fused=True)
     _optimise(parts, phases[0], optimizer, batches[0][0])  # makes room for gradients and moments
@@ -272,16 +285,14 @@ def _try_update(parts: Parts, phases: Sequence[Phase], sampled: Sequence[Tree]) 
             rests.append(rest)
         tokens[PHASE_NAMES[phase.stage]] = median(timed)
     scoring = 0.0
-    settings = phases[-1].settings
-    needs_old = isinstance(settings, Sampled) and settings.updates > 1
-    if needs_old or has_anchor(parts.config, phases[-1]):
+    if scored_share(phases[-1].settings) or has_anchor(parts.config, phases[-1]):
         batch = batches[-1][0]
         began = time.perf_counter()
         with torch.no_grad():
             (anchor or parts.forward)(batch, temperature=parts.config.sampling.temperature)
         scoring = (time.perf_counter() - began) / len(batch.tokens)
     largest = max(len(batch.tokens) for own in batches for batch in own)
-    return _Updated(tokens, scoring, median(rests), anchor_bytes, largest)
+    return _Updated(tokens, scoring, median(rests), copies, largest)
 
 
 def _trees_of(parts: Parts, phase: Phase, sampled: Sequence[Tree]) -> Sequence[Tree]:
@@ -368,7 +379,7 @@ def _model_memory(parts: Parts) -> Memory:
         microbatch_tokens=0,
         gradients=_bytes_of(trainable(parts.policy).values()),
         optimizer=2 * _bytes_of(trainable(parts.policy).values()),
-        anchor=0,
+        copies=0,
         cached_token=2 * config.num_hidden_layers * heads * width * element,
         prompt_logits=4 * config.vocab_size,
         sampled=0.0,

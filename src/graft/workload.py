@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from graft.algorithm_settings import Sampled
+from graft.algorithm_settings import AlgorithmSettings, Sampled
 from graft.config import RunConfig
 from graft.estimate import EvaluationWork, PhaseWork, Sampling, Workload, share_with_signal
 from graft.phases import Phase
@@ -53,7 +53,7 @@ def plan_work(
             lengths = worked
         batch = Sampling(
             prompts=phase.rows_per_step,
-            samples=phase.settings.group_size if isinstance(phase.settings, Sampled) else 1,
+            samples=phase.settings.samples if isinstance(phase.settings, Sampled) else 1,
             prompt_tokens=prompt_tokens,
             lengths=lengths,
         )
@@ -77,6 +77,7 @@ def plan_work(
             measured.append((MOMENT_NAMES[Moment.DURING], during, rows, lengths))
         measured.append((MOMENT_NAMES[phase.after], 1, held_out, lengths))
     saves = sum(1 + _times(config.checkpoints.every, work.steps) for work in works)
+    # a checkpoint holds the weights, two moments of each, and the weights that sample where they are older
     return Workload(
         phases=works,
         evaluations=[
@@ -86,7 +87,7 @@ def plan_work(
             for name, times, rows, own in measured
             if rows and times
         ],
-        written_bytes=saves * 3 * trained_bytes,  # the weights and two moments of each
+        written_bytes=saves * (4 if keeps_rollout(phases[-1]) else 3) * trained_bytes,
         slots=config.rollout.slots,
         max_new_tokens=config.sampling.max_new_tokens,
     )
@@ -108,8 +109,16 @@ def scorings(config: RunConfig, phase: Phase, steps: int) -> float:
     if phase.stage is Stage.TRAIN and config.report.kl_every:
         reported = (steps // config.report.kl_every) / steps
     penalised = phase.settings.kl.coefficient != 0
-    needs_old = phase.settings.updates > 1
-    return (1.0 if penalised else reported) + (1.0 if needs_old else reported)
+    return (1.0 if penalised else reported) + max(reported, scored_share(phase.settings))
+
+
+def scored_share(settings: AlgorithmSettings) -> float:
+    """Share of the steps that ask the policy that sampled for its log-probabilities, reports apart: all with several
+    updates or a value model, otherwise those whose weights are older."""
+    if not isinstance(settings, Sampled):
+        return 0.0
+    every = settings.refresh_every
+    return 1.0 if settings.updates > 1 or hasattr(settings, "value") else (every - 1) / every
 
 
 def largest_microbatch(work: Workload, budget: int) -> int:
@@ -132,6 +141,11 @@ def has_anchor(config: RunConfig, phase: Phase) -> bool:
     """Whether a phase keeps a copy of the weights that it starts with: the loop's `open_anchor`."""
     penalised = isinstance(phase.settings, Sampled) and phase.settings.kl.coefficient != 0
     return penalised or config.report.kl_every is not None
+
+
+def keeps_rollout(phase: Phase) -> bool:
+    """Whether a phase keeps a copy of the weights that sample."""
+    return isinstance(phase.settings, Sampled) and phase.settings.refresh_every > 1
 
 
 def _times(every: int | None, count: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,39 +11,11 @@ from pathlib import Path
 import pytest
 
 from graft.cli.main import main
+from tests.tasks import write_task
 
 COMMAND = (sys.executable, "-c", "from graft.cli.main import main; main()")
 
-CONFIG = """
-run = "{folder}/run"
-
-[model]
-name = "{model}"
-
-[data]
-source = "rows.jsonl"
-held_out = 4
-
-[grader]
-type = "function"
-function = "grader.py:reward"
-timeout_s = 5
-
-[algorithm]
-group_size = 2
-
-[sampling]
-max_new_tokens = 6
-
-[training]
-prompts_per_step = 2
-steps = 2
-
-[optimizer]
-learning_rate = 1e-2
-"""
-
-GRADER = """
+TROUBLE = """
 import math
 import os
 import signal
@@ -52,10 +23,6 @@ import threading
 from pathlib import Path
 
 FIRST_CALL = Path(__file__).with_name("first-call")
-
-
-def reward(completion, item):
-    return sum(map(ord, completion)) % 7 / 3
 
 
 def terminates_once(completion, item):
@@ -100,11 +67,7 @@ class Result:
 @pytest.fixture
 def task(tmp_path: Path, tiny_model_folder: Path) -> Path:
     """A folder with config.toml, rows.jsonl and grader.py; a run takes well under a second."""
-    rows = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "grader.py").write_text(GRADER)
-    (tmp_path / "config.toml").write_text(CONFIG.format(folder=tmp_path, model=tiny_model_folder))
-    return tmp_path
+    return write_task(tmp_path, tiny_model_folder, code=TROUBLE)
 
 
 @pytest.fixture

@@ -13,68 +13,27 @@ import pytest
 from graft.cli.main import main
 from graft.report.metrics import without_wall_clock
 from graft.report.run_folder import RunFolder
-from tests.cli.conftest import COMMAND, GRADER
+from tests.cli.conftest import COMMAND
+from tests.tasks import write_task
 
 BUDGET = 60
 LABELS = ("plain", "keen")
-CONFIG = """
-run = "{folder}/run"
-
-[model]
-name = "{model}"
-
-[data]
-source = "rows.jsonl"
-held_out = 4
-
-[grader]
-type = "function"
-function = "grader.py:reward"
-
-[algorithm]
-group_size = 2
-
-[sampling]
-max_new_tokens = 6
-
-[training]
-prompts_per_step = 2
-steps = 2
-
-[optimizer]
-learning_rate = 1e-2
-
-[warm_start]
-worked = "grader.py:worked"
-steps = 3
-rows_per_step = 2
-
-[evaluation]
-samples = 2
-every_generated_tokens = 25
-
-[checkpoints]
-every = 1
-keep_last = 100
-"""
+WARM_START = {"worked": "grader.py:worked", "steps": 3, "rows_per_step": 2}
+SECTIONS: dict[str, Any] = {
+    "evaluation": {"samples": 2, "every_generated_tokens": 25},
+    "checkpoints": {"every": 1, "keep_last": 100},
+}
 VARIANTS = (
     *("--variant", "plain:", "--variant", "keen:algorithm.scale=none,optimizer.learning_rate=3e-2"),
     *("--tokens", str(BUDGET)),
 )
 
 
-def write_task(folder: Path, model: Path) -> Path:
-    rows = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "grader.py").write_text(GRADER + "\n\ndef worked(item):\n    return str(item['answer'])\n")
-    (folder / "config.toml").write_text(CONFIG.format(folder=folder, model=model))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_model_folder) -> Path:
     """A task with a finished comparison of two variants on two seeds in `out`."""
-    task = write_task(tmp_path_factory.mktemp("compare"), tiny_model_folder)
+    folder = tmp_path_factory.mktemp("compare")
+    task = write_task(folder, tiny_model_folder, warm_start=WARM_START, **SECTIONS)
     with pytest.raises(SystemExit) as ended:
         main(
             [
@@ -296,14 +255,9 @@ def kill_at(command: list[str], line_start: str, times: int = 1) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_ctrl_c_stops_the_run_with_a_checkpoint(undisturbed, tmp_path):
+def test_ctrl_c_stops_the_run_with_a_checkpoint(tiny_model_folder, tmp_path):
     out = tmp_path / "out"
-    config = tmp_path / "config.toml"
-    config.write_text(
-        (undisturbed / "config.toml").read_text().replace("[warm_start]", "[unused]").split("[unused]")[0]
-    )
-    (tmp_path / "rows.jsonl").write_text((undisturbed / "rows.jsonl").read_text())
-    (tmp_path / "grader.py").write_text((undisturbed / "grader.py").read_text())
+    config = write_task(tmp_path, tiny_model_folder) / "config.toml"
     command = [
         *COMMAND,
         "compare",

@@ -9,20 +9,23 @@ import pytest
 
 from graft.report.metrics import without_wall_clock
 from graft.report.run_folder import RunFolder
+from tests.cli.conftest import TROUBLE
+from tests.tasks import write_task
 
 BUDGET = 100
 
 
 @pytest.fixture
-def by_tokens(task):
+def by_tokens(tmp_path, tiny_model_folder):
     """The task with a budget instead of steps."""
-    config = task / "config.toml"
-    text = config.read_text().replace("steps = 2", f"generated_tokens = {BUDGET}")
-    text = text.replace(
-        "learning_rate = 1e-2", 'learning_rate = 1e-2\nschedule = "linear"\nfinal_fraction = 0.5'
+    return write_task(
+        tmp_path,
+        tiny_model_folder,
+        code=TROUBLE,
+        training={"steps": None, "generated_tokens": BUDGET},
+        optimizer={"schedule": "linear", "final_fraction": 0.5},
+        evaluation={"every_generated_tokens": 30},
     )
-    config.write_text(text + "\n[evaluation]\nevery_generated_tokens = 30\n")
-    return task
 
 
 def records(folder, stage: str) -> list[dict[str, Any]]:

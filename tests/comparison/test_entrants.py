@@ -75,7 +75,7 @@ def test_what_means_nothing_to_another_algorithm_is_left_out_by_name():
 
 def test_fitting_goes_into_tables():
     kept, left_out = fitting(
-        {"clip": {"high": 0.3, "hight": 1}, "kl": {"coefficient": 0.1}, "odd": {"a": 1}}, "grpo"
+        {"clip": {"high": 0.3, "hight": 1}, "kl": {"coefficient": 0.1}, "odd": {"a": 1}}, {"name": "grpo"}
     )
     assert kept == {"clip": {"high": 0.3}, "kl": {"coefficient": 0.1}}
     assert left_out == ["algorithm.clip.hight", "algorithm.odd"]
@@ -85,6 +85,55 @@ def test_fitting_goes_into_tables():
 def test_measurements_come_by_tokens_since_steps_differ_in_cost(given, expected):
     made = entry(Entrant("grpo", ()), {**SETTINGS, "evaluation": given})
     assert (made.config.evaluation.every, made.config.evaluation.every_generated_tokens) == (None, expected)
+
+
+CRITICISED: dict[str, Any] = {
+    **SETTINGS,
+    "algorithm": {
+        "name": "rft",
+        "group_size": 8,
+        "critic": {"type": "equations", "unknown_operand_factor": 0.4},
+        "rewards": {"boost": 2.0, "whiten": "full"},
+    },
+}
+
+
+def test_forms_of_rft_and_grft_beside_each_other():
+    variants = [
+        "every:algorithm.rewards.overall=every_segment",
+        "shared:algorithm.rewards.overall=shared",
+        "chain:algorithm.name=grft,algorithm.max_depth=5",
+        "tree:algorithm.name=grft,algorithm.shape=tree,algorithm.branching=[3, 2, 2]",
+        "leaves:algorithm.name=grft,algorithm.shape=tree,algorithm.score=outcome",
+    ]
+    made = {entrant.label: entry(entrant, CRITICISED) for entrant in read_entrants("grpo,ppo", variants)}
+    own: dict[str, Any] = {label: each.config.algorithm for label, each in made.items()}
+    assert (own["every"].rewards.overall, own["shared"].rewards.overall) == ("every_segment", "shared")
+    assert own["shared"].rewards.boost == own["chain"].rewards.boost == own["tree"].rewards.boost == 2.0
+    assert own["chain"].levels == (8,) * 5
+    assert own["tree"].levels == (3, 2, 2)
+    assert {label: each.left_out for label, each in made.items()} == {
+        "grpo": ("algorithm.critic", "algorithm.rewards"),
+        "ppo": ("algorithm.critic", "algorithm.rewards"),
+        "every": (),
+        "shared": (),
+        "chain": ("algorithm.rewards.whiten",),
+        "tree": ("algorithm.rewards.whiten", "algorithm.group_size"),
+        "leaves": (
+            *("algorithm.rewards.whiten", "algorithm.group_size"),
+            *("algorithm.critic", "algorithm.rewards"),
+        ),
+    }
+
+
+def test_an_entrants_own_setting_without_meaning_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"'x': algorithm.*: group_size: means nothing without shape = \"chain\""
+    ):
+        entry(
+            Entrant("x", ("algorithm.name=grft", "algorithm.shape=tree", "algorithm.group_size=6")),
+            CRITICISED,
+        )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from graft.grading.observe import Observer
 from graft.rollout.sampling import SamplingSettings
 from graft.types import Grade, Sample
 from tests.critics.chains import make_chain
-from tests.critics.test_monte_carlo import EndsWithBang, PlannedEngine, decode
+from tests.critics.test_monte_carlo import EndsWithBang, TextEngine, decode
 from tests.grading.samples import judged, scripted_server
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(CriticSettings)
@@ -71,7 +71,7 @@ def test_judge():
 
 def test_monte_carlo():
     services = CriticServices(
-        engine=PlannedEngine({"": ["!"], "a": ["!", "."]}),
+        engine=TextEngine({"": ["!"], "a": ["!", "."]}),
         grader=EndsWithBang(),
         decode=decode,
         sampling=SamplingSettings(9),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,56 +11,48 @@ import torch
 from transformers import LlamaForCausalLM
 
 from graft.critics.monte_carlo import MonteCarloCritic
-from graft.rollout.engine import Continuation, Finished
+from graft.rollout.engine import Continuation
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.sampling import SamplingSettings
 from graft.rollout.torch_engine import TorchEngine
 from graft.types import Chain, Grade, Outcome, Sample, StopReason, Tokens
 from tests.conftest import build_tiny_config
 from tests.critics.chains import make_chain
+from tests.engines import PlannedEngine
 
 
 def decode(tokens: Tokens) -> str:
     return "".join(chr(int(token)) for token in tokens)
 
 
-class PlannedEngine:
+class TextEngine(PlannedEngine):
     """Continues each prefix with the texts planned for it, over and over."""
 
-    path = "planned"
-
     def __init__(self, plans: dict[str, list[str]]) -> None:
-        self._plans = plans
+        def planned(index: int, place: int, prefix: Tokens, limit: int) -> Continuation:
+            plan = plans[text_of(prefix)]
+            text = plan[place % len(plan)]
+            ids = np.array([ord(letter) for letter in text[:limit]], np.int32)
+            stop = StopReason.EOS if len(text) <= limit else StopReason.LENGTH
+            return Continuation(ids, np.zeros(len(ids), np.float32), stop)
+
+        super().__init__(planned)
         self.asked: list[str] = []
-        self.keys: dict[str, list[int]] = {}
+        """Texts behind the prompt, of all calls."""
 
-    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None: ...
-
-    def drop_weights(self) -> None: ...
+        self.streams: dict[str, list[int]] = {}
 
     def grow(
-        self,
-        prefixes: Sequence[np.ndarray],
-        keys: Sequence[Sequence[int]],
-        sampling: SamplingSettings,
-        *,
-        progress: Callable[[int], None] | None = None,
-        finished: Finished | None = None,
-    ) -> list[list[Continuation]]:
-        grown = []
-        for prefix, own in zip(prefixes, keys, strict=True):
-            assert prefix[:2].tolist() == [1, 2]  # the prompt
-            text = decode(prefix[2:])
-            self.asked.append(text)
-            self.keys[text] = list(own)
-            plan = self._plans[text]
-            grown.append([self._ended(plan[i % len(plan)], sampling.max_new_tokens) for i in range(len(own))])
-        return grown
+        self, prefixes: Sequence[Tokens], keys: Sequence[Sequence[int]], *rest: Any, **named: Any
+    ) -> Any:
+        self.asked += map(text_of, prefixes)
+        self.streams |= {text_of(prefix): list(own) for prefix, own in zip(prefixes, keys, strict=True)}
+        return super().grow(prefixes, keys, *rest, **named)
 
-    def _ended(self, text: str, limit: int) -> Continuation:
-        ids = np.array([ord(letter) for letter in text[:limit]], np.int32)
-        stop = StopReason.EOS if len(text) <= limit else StopReason.LENGTH
-        return Continuation(ids, np.zeros(len(ids), np.float32), stop)
+
+def text_of(prefix: Tokens) -> str:
+    assert prefix[:2].tolist() == [1, 2]  # the prompt
+    return decode(prefix[2:])
 
 
 class EndsWithBang:
@@ -79,7 +72,7 @@ class EndsWithBang:
 
 
 def critic(
-    engine: PlannedEngine | TorchEngine, grader: EndsWithBang | None = None, *, limit: int = 20, n: int = 4
+    engine: TextEngine | TorchEngine, grader: EndsWithBang | None = None, *, limit: int = 20, n: int = 4
 ) -> MonteCarloCritic:
     return MonteCarloCritic(
         engine,
@@ -98,7 +91,7 @@ CHAIN = make_chain("ab", "cd", answer="!", score=1.0)
 
 
 def test_rates_become_scores():
-    engine, grader = PlannedEngine(PLANS), EndsWithBang()
+    engine, grader = TextEngine(PLANS), EndsWithBang()
     [critique] = critic(engine, grader)([CHAIN])
     # p_0 = 1/4, p_1 = 1/2, p_2 = 1
     assert critique.thoughts == (6.25, 7.5)
@@ -114,14 +107,14 @@ def test_rates_become_scores():
 
 
 def test_a_thought_that_hurts_has_less_than_half():
-    [critique] = critic(PlannedEngine({"": ["!"], "ab": ["."]}))([make_chain("ab")])
+    [critique] = critic(TextEngine({"": ["!"], "ab": ["."]}))([make_chain("ab")])
     assert (critique.thoughts, critique.progress) == ((0,), (0,))
-    [idle] = critic(PlannedEngine({"": ["."], "ab": ["."]}))([make_chain("ab")])
+    [idle] = critic(TextEngine({"": ["."], "ab": ["."]}))([make_chain("ab")])
     assert (idle.thoughts, idle.progress) == ((5,), (0,))
 
 
 def test_states_are_shared_and_paid_once():
-    engine = PlannedEngine({**PLANS, "abef": ["."]})
+    engine = TextEngine({**PLANS, "abef": ["."]})
     first, second = critic(engine)([CHAIN, make_chain("ab", "ef")])
     assert sorted(engine.asked) == ["", "ab", "abcd", "abef"]
     assert first.sampled_tokens + second.sampled_tokens == 4 + 4 + 8 + 4
@@ -130,25 +123,25 @@ def test_states_are_shared_and_paid_once():
 
 
 def test_rows_do_not_share_states():
-    engine = PlannedEngine(PLANS)
+    engine = TextEngine(PLANS)
     critic(engine)([make_chain("ab", row=1), make_chain("ab", row=2)])
     assert sorted(engine.asked) == ["", "", "ab", "ab"]
 
 
 def test_streams_depend_on_the_state_alone():
-    alone, together = PlannedEngine(PLANS), PlannedEngine({**PLANS, "zz": ["."]})
+    alone, together = TextEngine(PLANS), TextEngine({**PLANS, "zz": ["."]})
     critic(alone)([CHAIN])
     critic(together)([make_chain("zz"), CHAIN])
-    assert {text: alone.keys[text] for text in ("", "ab", "abcd")} == {
-        text: together.keys[text] for text in ("", "ab", "abcd")
+    assert {text: alone.streams[text] for text in ("", "ab", "abcd")} == {
+        text: together.streams[text] for text in ("", "ab", "abcd")
     }
-    everything = [key for keys in together.keys.values() for key in keys]
+    everything = [key for keys in together.streams.values() for key in keys]
     assert len(set(everything)) == len(everything)
 
 
 def test_the_limit_holds_for_the_whole_completion():
     grader = EndsWithBang()
-    engine = PlannedEngine({"": ["12345!"], "ab": ["345678!"], "abcdef": [""]})
+    engine = TextEngine({"": ["12345!"], "ab": ["345678!"], "abcdef": [""]})
     chain = make_chain("ab", "cdef", answer=None, score=0.0)
     [critique] = critic(engine, grader, limit=6, n=1)([chain])
     assert engine.asked == ["", "ab"]  # "abcdef" is at the limit: it is its own only sample
@@ -162,13 +155,13 @@ def test_the_limit_holds_for_the_whole_completion():
 
 
 def test_grades_that_failed_leave_the_rate():
-    [critique] = critic(PlannedEngine({"": ["!", "?"], "ab": ["?", "?", "!", "."]}))([make_chain("ab")])
+    [critique] = critic(TextEngine({"": ["!", "?"], "ab": ["?", "?", "!", "."]}))([make_chain("ab")])
     assert critique.progress == (5,)
     assert critique.thoughts == (2.5,)
 
 
 def test_nothing_that_can_be_graded_is_an_outcome():
-    engine = PlannedEngine({"": ["!"], "ab": ["?"], "cd": ["!"]})
+    engine = TextEngine({"": ["!"], "ab": ["?"], "cd": ["!"]})
     first, second = critic(engine)([make_chain("ab"), make_chain("cd")])
     assert (first.outcome, first.problem, first.thoughts) == (Outcome.CRASHED, "no idea", ())
     assert first.sampled_tokens == 8
@@ -176,7 +169,7 @@ def test_nothing_that_can_be_graded_is_an_outcome():
 
 
 def test_chains_without_thoughts_draw_nothing():
-    engine = PlannedEngine({})
+    engine = TextEngine({})
     [critique] = critic(engine)([make_chain(score=0.5)])
     assert (critique.overall, critique.thoughts, critique.sampled_tokens) == (5, (), 0)
     assert engine.asked == []

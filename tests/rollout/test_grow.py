@@ -2,68 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 
 from graft.kept import KeptTokens
-from graft.rollout.engine import Continuation, Finished
+from graft.rollout.engine import Continuation
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Prompt, Purpose, StopReason
+from graft.types import Prompt, Purpose, StopReason, Tokens
+from tests.engines import PlannedEngine
 
 
-class ScriptedEngine:
+def planned(index: int, place: int, prefix: Tokens, limit: int) -> Continuation:
     """Continuation j of prefix i is `[100 i + j, 7]`, ended by its second token where j is even."""
+    return Continuation(
+        np.array([100 * index + place, 7], np.int32),
+        np.array([-0.5, -0.25 * place], np.float32),
+        StopReason.LENGTH if place % 2 else StopReason.EOS,
+        KeptTokens.everything(2, 1000),
+    )
 
-    path = "scripted"
 
-    def __init__(self) -> None:
-        self.keys: list[list[int]] = []
-        self.prefixes: list[list[int]] = []
-        self.sampling: SamplingSettings | None = None
-
-    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None: ...
-
-    def drop_weights(self) -> None: ...
-
-    def grow(
-        self,
-        prefixes: Sequence[np.ndarray],
-        keys: Sequence[Sequence[int]],
-        sampling: SamplingSettings,
-        *,
-        progress: Callable[[int], None] | None = None,
-        finished: Finished | None = None,
-    ) -> list[list[Continuation]]:
-        self.finished = finished
-        self.keys = [list(own) for own in keys]
-        self.prefixes = [prefix.tolist() for prefix in prefixes]
-        self.sampling = sampling
-        if progress is not None:
-            progress(42)
-        return [
-            [
-                Continuation(
-                    np.array([100 * i + j, 7], np.int32),
-                    np.array([-0.5, -0.25 * j], np.float32),
-                    StopReason.LENGTH if j % 2 else StopReason.EOS,
-                    KeptTokens.everything(2, 1000),
-                )
-                for j in range(len(own))
-            ]
-            for i, own in enumerate(keys)
-        ]
+def engine() -> PlannedEngine:
+    return PlannedEngine(planned)
 
 
 def prompt(row: int, *tokens: int) -> Prompt:
     return Prompt(row=row, messages=(), item={}, tokens=np.array(tokens, np.int32), question=str(row))
 
 
-def grow(engine: ScriptedEngine, prompts: Sequence[Prompt], **changes) -> list[Tree]:
+def grow(engine: PlannedEngine, prompts: Sequence[Prompt], **changes) -> list[Tree]:
     asked = {
         "group_size": 3,
         "sampling": SamplingSettings(9),
@@ -77,7 +48,7 @@ def grow(engine: ScriptedEngine, prompts: Sequence[Prompt], **changes) -> list[T
 
 def test_one_tree_a_prompt_with_one_group_of_whole_completions():
     prompts = [prompt(8, 1, 2, 3), prompt(4, 9)]
-    trees = grow(ScriptedEngine(), prompts)
+    trees = grow(engine(), prompts)
     assert [tree.prompt for tree in trees] == prompts
     for i, tree in enumerate(trees):
         assert tree.groups() == [0]
@@ -93,24 +64,24 @@ def test_one_tree_a_prompt_with_one_group_of_whole_completions():
 
 @pytest.mark.parametrize("purpose", list(Purpose))
 def test_kept_sets_stay_with_samples_that_train(purpose):
-    [tree] = grow(ScriptedEngine(), [prompt(0, 1)], purpose=purpose)
+    [tree] = grow(engine(), [prompt(0, 1)], purpose=purpose)
     assert [tree.nodes[leaf].kept is not None for leaf in tree.leaves()] == [purpose is Purpose.TRAIN] * 3
 
 
 def test_the_engine_gets_the_templated_prompts_and_the_distribution():
-    engine = ScriptedEngine()
+    asked = engine()
     told: list[int] = []
     sampling = SamplingSettings(5, temperature=0.3)
-    grow(engine, [prompt(0, 1, 2), prompt(1, 3)], sampling=sampling, progress=told.append)
-    assert engine.prefixes == [[1, 2], [3]]
-    assert engine.sampling is sampling
-    assert told == [42]
+    grow(asked, [prompt(0, 1, 2), prompt(1, 3)], sampling=sampling, progress=told.append)
+    assert asked.prefixes == [[1, 2], [3]]
+    assert asked.sampling is sampling
+    assert told == [6 * 2]
 
 
 def test_streams_are_keyed_by_row_and_place():
-    engine = ScriptedEngine()
-    grow(engine, [prompt(8, 1), prompt(4, 9)], attempt=6)
-    assert engine.keys == [
+    asked = engine()
+    grow(asked, [prompt(8, 1), prompt(4, 9)], attempt=6)
+    assert asked.keys == [
         [stream_key(5, Purpose.TRAIN, 2, row, 6, place) for place in range(3)] for row in (8, 4)
     ]
 
@@ -119,26 +90,25 @@ def test_streams_are_keyed_by_row_and_place():
     "change", [{"seed": 6}, {"step": 3}, {"purpose": Purpose.EVALUATION}, {"attempt": 1}], ids=str
 )
 def test_anything_else_draws_other_samples(change):
-    first, second = ScriptedEngine(), ScriptedEngine()
+    first, second = engine(), engine()
     grow(first, [prompt(0, 1)])
     grow(second, [prompt(0, 1)], **change)
     assert not set(first.keys[0]) & set(second.keys[0])
 
 
 def test_a_rows_streams_do_not_depend_on_its_company():
-    alone, together = ScriptedEngine(), ScriptedEngine()
+    alone, together = engine(), engine()
     grow(alone, [prompt(4, 9)])
     grow(together, [prompt(8, 1), prompt(4, 9), prompt(2, 2)], group_size=5)
     assert together.keys[1][:3] == alone.keys[0]
 
 
 def test_the_engine_is_told_whom_to_hand_finished_samples():
-    engine, seen = ScriptedEngine(), []
-    grow(engine, [prompt(4, 1)], finished=lambda *ended: seen.append(ended))
-    assert engine.finished is not None
-    engine.finished(0, 1, Continuation(np.array([1], np.int32), np.array([0.0], np.float32), StopReason.EOS))
-    assert [ended[:2] for ended in seen] == [(0, 1)]
+    asked, seen = engine(), []
+    grow(asked, [prompt(4, 1)], finished=lambda *ended: seen.append(ended))
+    assert [ended[:2] for ended in seen] == [(0, 0), (0, 1), (0, 2)]
+    assert [ended[2].tokens.tolist() for ended in seen] == [[0, 7], [1, 7], [2, 7]]
 
 
 def test_no_prompts():
-    assert grow(ScriptedEngine(), []) == []
+    assert grow(engine(), []) == []

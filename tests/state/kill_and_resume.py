@@ -33,6 +33,7 @@ from graft.loop import Loop
 from graft.report.metrics import without_wall_clock
 from graft.report.run_folder import RunFolder
 from graft.report.terminal import Terminal
+from tests.tasks import task_settings, write_task
 
 PARTS = ("sampling", "update", "checkpoint")
 """Parts of a run that a kill is aimed at."""
@@ -78,6 +79,15 @@ ALGORITHMS = {
         "updates_per_batch": 2,
         "value": {"learning_rate": 1e-2},
     },
+    "rft-refresh": {
+        "name": "rft",
+        "group_size": 2,
+        "refresh_every": 4,
+        "segments": {"cutter": "tokens:4"},
+        "value": {"warmup_steps": 2, "learning_rate": 1e-2},
+        "kl": {"anchor": "rollout"},
+    },
+    "grpo-refresh": {"name": "grpo", "group_size": 4, "refresh_every": 3},
     "grft": {
         "name": "grft",
         "group_size": 3,
@@ -94,13 +104,12 @@ ALGORITHMS = {
 }
 
 
-def settings(model: str, work: str, engine: str, adapter: bool, algorithm: str) -> dict:
+def sections_of(engine: str, adapter: bool, algorithm: str) -> dict[str, dict]:
+    reward = "parity" if algorithm == "dapo" else "reward"  # many groups without signal, drawn anew
+    reports_kl = ALGORITHMS[algorithm].get("kl", {}).get("anchor") != "rollout"
     return {
-        "run": "unset",
-        "base": work,
-        "model": {"name": model, **({"adapter": {"rank": 4}} if adapter else {})},
-        "data": {"source": "rows.jsonl", "held_out": 4},
-        "grader": {"type": "function", "function": "grader.py:reward"},
+        "model": {"adapter": {"rank": 4}} if adapter else {},
+        "grader": {"function": f"grader.py:{reward}"},
         "algorithm": ALGORITHMS[algorithm],
         "sampling": {"max_new_tokens": 16},
         "rollout": {"engine": engine, "slots": 6},
@@ -109,22 +118,8 @@ def settings(model: str, work: str, engine: str, adapter: bool, algorithm: str) 
         "warm_start": {"worked": "grader.py:worked", "steps": 2, "rows_per_step": 4},
         "evaluation": {"every": 2, "samples": 2},
         "checkpoints": {"every": 1, "keep_last": 2, "keep_best": 1},
-        "report": {"kl_every": 2},
+        "report": {"kl_every": 2} if reports_kl else {},
     }
-
-
-def write_task(work: Path, grades: int) -> None:
-    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(1, 6) for b in range(1, 6)]
-    (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (work / "grader.py").write_text(
-        "def reward(completion, item):\n"
-        f"    return (sum(map(ord, completion)) % {grades}) / {grades}\n"
-        "def critic(chain):\n"
-        "    scores = [sum(map(ord, text)) % 11 for text in chain.thoughts]\n"
-        "    return {'thoughts': scores, 'progress': sorted(scores)}\n"
-        "def worked(item):\n"
-        "    return 'the answer is ' + item['answer']\n"
-    )
 
 
 def run(config: dict, folder: Path, pipe: int) -> None:
@@ -222,8 +217,8 @@ def difference(one: Path, other: Path) -> str | None:
 
 def main(model: str, work: str, kills: str, engine: str, adapter: str, algorithm: str) -> None:
     folder = Path(work)
-    write_task(folder, 2 if algorithm == "dapo" else 7)  # two: many groups without signal, drawn anew
-    config = settings(model, work, engine, adapter == "adapter", algorithm)
+    sections = sections_of(engine, adapter == "adapter", algorithm)
+    config = task_settings(write_task(folder, model), model, **sections)
     longest = finish(*fork(config, folder / "undisturbed"))
     rng = random.Random(0)
     counts = dict.fromkeys(PARTS, 0)

@@ -147,7 +147,7 @@ READINGS = (
     ),
     Reading(
         "segments_clipped_share",
-        '0 with one update a batch. With several and `ratio = "segment"` it is soon large: long segments leave '
+        '0 on policy. With several updates and `ratio = "segment"` it is soon large: long segments leave '
         'the clip range. With `ratio = "token"` it looks at the first token of each segment alone.',
         RFT,
     ),
@@ -175,19 +175,19 @@ READINGS = (
     ),
     Reading(
         "loss",
-        'With one update a batch, no penalty and `reduction = "sample_mean"` it is 0 but for rounding, since the '
+        'On policy, without a penalty and with `reduction = "sample_mean"` it is 0 but for rounding, since the '
         "advantages of a group add up to 0. Says nothing; `gradient_norm` does.",
         GROUPED - BY_TOKENS - CISPO,
     ),
     Reading(
         "loss",
-        "With one update a batch and no penalty its sign tells about lengths: above 0, samples worse than their "
+        "On policy and without a penalty its sign tells about lengths: above 0, samples worse than their "
         "group are the longer ones. No measure of progress.",
         BY_TOKENS,
     ),
     Reading(
         "loss",
-        "With one update a batch and no penalty it is 0 but for rounding, since the advantages of siblings add up"
+        "On policy and without a penalty it is 0 but for rounding, since the advantages of siblings add up"
         " to 0. Says nothing; `gradient_norm` does.",
         GRFT,
     ),
@@ -225,38 +225,39 @@ READINGS = (
     Reading("learning_rate", "As `optimizer.schedule` says.", SAMPLED - VALUED | SUPERVISED),
     Reading(
         "learning_rate",
-        "Of the policy; that of the value model's own parameters is `value.learning_rate` on the same schedule.",
+        "Of the policy, 0 in the value model's warm-up; that of the value model's own parameters is "
+        "`value.learning_rate` on the same schedule.",
         VALUED,
     ),
     Reading(
         "clipped_share",
-        "0 with one update a batch. With several, some is normal; `graft doctor` asks to look from 20 %, where "
-        "samples were drawn in vain.",
+        "0 on policy. With several updates or older samples, some is normal; `graft doctor` asks to look from 20 %, "
+        "where samples were drawn in vain.",
         CLIPPED - {"gspo"},
     ),
     Reading(
         "clipped_share",
-        "0 with one update a batch. Whole completions are clipped at once and the range is narrow, so that the "
+        "0 on policy. Whole completions are clipped at once and the range is narrow, so that the "
         "share is larger than under a ratio of tokens.",
         frozenset({"gspo"}),
     ),
     Reading(
         "clipped_share",
-        "Tokens whose weight reached `weight_cap`; these train, too. 0 with one update a batch.",
+        "Tokens whose weight reached `weight_cap`; these train, too. 0 on policy.",
         CISPO,
     ),
     Reading(
         "ratio_max",
-        "1 with one update a batch. A rise: the updates on a batch go further than its samples can tell. `graft "
+        "1 on policy. A rise: the updates on a batch go further than its samples can tell. `graft "
         "doctor` asks to look from 2.",
         REUSED - RFT,
     ),
     Reading(
         "ratio_max",
-        "1 with one update a batch. Of single tokens: that of a segment, their product, is not recorded.",
+        "1 on policy. Of single tokens: that of a segment, their product, is not recorded.",
         RFT,
     ),
-    Reading("ratio_max", "Always 1: one update a batch.", REINFORCE),
+    Reading("ratio_max", "1, unless `refresh_every` is above 1.", REINFORCE),
     Reading(
         "kl_to_initial",
         "Grows with training. Fast growth without reward is drift: a lower `optimizer.learning_rate`, or a penalty.",
@@ -282,7 +283,7 @@ READINGS = (
     ),
     Reading(
         "value_clipped_share",
-        "0 with one update a batch. A large share: `value.clip` is too small for the size of the returns.",
+        "0 on policy. A large share: `value.clip` is too small for the size of the returns.",
         VALUED,
     ),
     Reading(

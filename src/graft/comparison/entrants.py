@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graft.algorithm_settings import SFT
+from graft.algorithm_settings import GRFT, SFT
 from graft.config import RunConfig, section_at
 from graft.config_file import check_config, set_override
 from graft.errors import ConfigError
@@ -124,8 +124,9 @@ def entry_of(
     wanted: dict[str, Any] = {"algorithm": {"name": given.get("name", "grpo")}}
     for override in entrant.overrides:
         set_override(wanted, override)
-    name = wanted["algorithm"]["name"]
-    data["algorithm"], left_out = fitting({k: v for k, v in given.items() if k != "name"}, str(name))
+    own = wanted["algorithm"]
+    name = own["name"]
+    data["algorithm"], left_out = fitting({k: v for k, v in given.items() if k != "name"}, own)
     data["algorithm"]["name"] = name
     for override in entrant.overrides:
         set_override(data, override)
@@ -142,8 +143,17 @@ def entry_of(
     return Entry(entrant.label, seed, config, tuple(left_out))
 
 
-def fitting(table: Mapping[str, Any], algorithm: str) -> tuple[dict[str, Any], list[str]]:
-    """(the settings of `[algorithm]` that an algorithm takes, dotted names of those that it does not)."""
+def fitting(table: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What an entrant keeps of the file's `[algorithm]`.
+
+    Args:
+        table: that section, without its name.
+        own: the entrant's own settings, its `name` among them.
+
+    Returns:
+        the settings that mean something to it, and the dotted names of the others.
+    """
+    algorithm = str(own["name"])
 
     def fit(values: Mapping[str, Any], path: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
         section = section_at(path, {"algorithm": {"name": algorithm}})
@@ -160,7 +170,12 @@ def fitting(table: Mapping[str, Any], algorithm: str) -> tuple[dict[str, Any], l
                 kept[key] = value
         return kept, left_out
 
-    return fit(table, ("algorithm",))
+    kept, left_out = fit(table, ("algorithm",))
+    if algorithm == GRFT.model_fields["name"].default:
+        idle = [key for key in GRFT.without_meaning({**kept, **own}) if key in kept]
+        left_out += [f"algorithm.{key}" for key in idle]
+        kept = {key: value for key, value in kept.items() if key not in idle}
+    return kept, left_out
 
 
 def _set_length(

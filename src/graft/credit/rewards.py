@@ -14,8 +14,9 @@
 | α_1, α_2 | `clip_to_answer` | `floor_multiplier` α_1, `ceiling_offset` α_2 |
 | R_{M+1} = ρ G | `answer_reward` | `answer_scale` ρ |
 
-`chain_rewards` puts them together for a completion, `sibling_rewards` for the candidates of one GRFT group; both
-keep every intermediate number. Whitening over the rollout batch comes after, in `whiten.py`.
+`thought_effects` puts those of Ŝ and Q together, `chain_rewards` all of them for a completion, `sibling_rewards` for
+the candidates of one GRFT group; they keep every intermediate number. Whitening over the rollout batch comes after, in
+`whiten.py`.
 
 All scores are finite and lie in 0..B. What the formulas then do, wanted or not:
 
@@ -28,7 +29,7 @@ All scores are finite and lie in 0..B. What the formulas then do, wanted or not:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
@@ -64,6 +65,31 @@ class SegmentRewards(NamedTuple):
 
     rewards: Tensor
     """R_k; of a chain with an answer `[segments + 1]`, the answer's reward last."""
+
+
+class ThoughtConstants(TypedDict):
+    """What the formulas of Ŝ and Q take besides scores and window."""
+
+    std_epsilon: float
+    """ε_std, score²."""
+
+    boost: float
+    """α."""
+
+    dampen: float
+    """δ."""
+
+    progress_gain: float
+    """κ⁺, score."""
+
+    progress_loss: float
+    """κ⁻, score."""
+
+    critic_scale: float
+    """B."""
+
+    thought_divisor: float
+    """λ, score."""
 
 
 def z_scores(scores: Segments, *, std_epsilon: float) -> Segments:
@@ -178,25 +204,59 @@ def clip_to_answer(
     return combined
 
 
+class ThoughtEffects(NamedTuple):
+    """What thoughts earn by themselves and by their progress: the first fields of `SegmentRewards`."""
+
+    standardised: Tensor
+    baseline: Tensor
+    change: Tensor
+    factor: Tensor
+    multiplier: Tensor
+    effect: Tensor
+
+
+def thought_effects(
+    scores: Segments, progress: Segments, baseline: Segments, **constants: Unpack[ThoughtConstants]
+) -> ThoughtEffects:
+    """Ŝ and Q of the thoughts of a chain, or of siblings, with the numbers on the way.
+
+    Args:
+        scores: S of each thought; the z-score runs over them.
+        progress: P of each.
+        baseline: P̄ of each.
+        **constants: of the formulas.
+    """
+    standardised = boost_or_dampen(
+        z_scores(scores, std_epsilon=constants["std_epsilon"]),
+        boost=constants["boost"],
+        dampen=constants["dampen"],
+    )
+    change = progress_change(progress, baseline)
+    factor = progress_factor(
+        change,
+        progress,
+        progress_gain=constants["progress_gain"],
+        progress_loss=constants["progress_loss"],
+        critic_scale=constants["critic_scale"],
+    )
+    multiplier = thought_multiplier(scores, thought_divisor=constants["thought_divisor"])
+    effect = progress_effect(factor, multiplier)
+    return ThoughtEffects(standardised, baseline, change, factor, multiplier, effect)
+
+
 def chain_rewards(
     scores: Segments,
     progress: Segments,
     overall_score: float,
     *,
     answered: bool,
-    std_epsilon: float,
-    boost: float,
-    dampen: float,
     progress_window: int,
-    progress_gain: float,
-    progress_loss: float,
-    critic_scale: float,
-    thought_divisor: float,
     overall: str,
     normalise: bool,
     answer_scale: float,
     floor_multiplier: float | None,
     ceiling_offset: float | None,
+    **constants: Unpack[ThoughtConstants],
 ) -> SegmentRewards:
     """R_1..R_M of the thoughts of one completion and R_{M+1} of its answer.
 
@@ -205,40 +265,27 @@ def chain_rewards(
         progress: P_1..P_M, the critic's progress scores.
         overall_score: G, the critic's overall score.
         answered: whether the completion has an answer segment; a truncated one has none, and no R_{M+1}.
-        std_epsilon: ε_std, score².
-        boost: α.
-        dampen: δ.
         progress_window: W, segments.
-        progress_gain: κ⁺, score.
-        progress_loss: κ⁻, score.
-        critic_scale: B.
-        thought_divisor: λ, score.
         overall: `every_segment` or `shared`.
         normalise: z-score the combined scores over the chain (deck: "if required"); this takes G out of them.
         answer_scale: ρ.
         floor_multiplier: α_1 or None.
         ceiling_offset: α_2 or None, score.
+        **constants: of the formulas of Ŝ and Q.
 
     Source: the deck, "Reward Processing". Sharing G and the clip's formula are ours.
     """
-    standardised = boost_or_dampen(z_scores(scores, std_epsilon=std_epsilon), boost=boost, dampen=dampen)
-    baseline = progress_baseline(progress, window=progress_window)
-    change = progress_change(progress, baseline)
-    factor = progress_factor(
-        change, progress, progress_gain=progress_gain, progress_loss=progress_loss, critic_scale=critic_scale
-    )
-    multiplier = thought_multiplier(scores, thought_divisor=thought_divisor)
-    effect = progress_effect(factor, multiplier)
-    combined = combined_scores(overall_score, standardised, effect, overall=overall)
+    own = thought_effects(scores, progress, progress_baseline(progress, window=progress_window), **constants)
+    combined = combined_scores(overall_score, own.standardised, own.effect, overall=overall)
     answer = answer_reward(overall_score, answer_scale=answer_scale)
     thoughts = clip_to_answer(
-        z_scores(combined, std_epsilon=std_epsilon) if normalise else combined,
+        z_scores(combined, std_epsilon=constants["std_epsilon"]) if normalise else combined,
         answer,
         floor_multiplier=floor_multiplier,
         ceiling_offset=ceiling_offset,
     )
     rewards = torch.cat([thoughts, thoughts.new_tensor([answer])]) if answered else thoughts
-    return SegmentRewards(standardised, baseline, change, factor, multiplier, effect, combined, rewards)
+    return SegmentRewards(*own, combined, rewards)
 
 
 def sibling_rewards(
@@ -246,14 +293,8 @@ def sibling_rewards(
     progress: Segments,
     past_progress: Float[Tensor, " depth"],
     *,
-    std_epsilon: float,
-    boost: float,
-    dampen: float,
     progress_window: int,
-    progress_gain: float,
-    progress_loss: float,
-    critic_scale: float,
-    thought_divisor: float,
+    **constants: Unpack[ThoughtConstants],
 ) -> SegmentRewards:
     """Score of each candidate thought that continues one prefix: Ŝ + Q, without G and without a clip.
 
@@ -265,25 +306,13 @@ def sibling_rewards(
         scores: S of each sibling.
         progress: P of each sibling.
         past_progress: P of the thoughts before them, first to last.
-        std_epsilon: ε_std, score².
-        boost: α.
-        dampen: δ.
         progress_window: W, segments.
-        progress_gain: κ⁺, score.
-        progress_loss: κ⁻, score.
-        critic_scale: B.
-        thought_divisor: λ, score.
+        **constants: of the formulas of Ŝ and Q.
 
     Source: ours, from the deck's "Reinforcement Fine-Tuning v2 (GRFT)": each prefix is a question of GRPO.
     """
-    standardised = boost_or_dampen(z_scores(scores, std_epsilon=std_epsilon), boost=boost, dampen=dampen)
     past = past_progress[-progress_window:]
     baseline = _mean(past).expand_as(progress) if len(past) else progress
-    change = progress_change(progress, baseline)
-    factor = progress_factor(
-        change, progress, progress_gain=progress_gain, progress_loss=progress_loss, critic_scale=critic_scale
-    )
-    multiplier = thought_multiplier(scores, thought_divisor=thought_divisor)
-    effect = progress_effect(factor, multiplier)
-    combined = standardised + effect
-    return SegmentRewards(standardised, baseline, change, factor, multiplier, effect, combined, combined)
+    own = thought_effects(scores, progress, baseline, **constants)
+    combined = own.standardised + own.effect
+    return SegmentRewards(*own, combined, combined)

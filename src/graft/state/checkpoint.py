@@ -3,6 +3,7 @@
     checkpoints/step-000040/weights.safetensors     trainable parameters, in the optimiser's own precision
                             optimizer.safetensors   moments and step counts
                             values.safetensors      the value model, where there is one
+                            rollout.safetensors     both as they sample, where that is an older state of them
                             state.json              where the run stands; file offsets; machine fingerprint
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so a folder called `step-…` is always
@@ -45,6 +46,9 @@ class Checkpoint:
     values: Mapping[str, Tensor]
     """Parameters of the value model; empty where there is none."""
 
+    rollout: Mapping[str, Tensor]
+    """What trains, by name, as it is sampled with; empty where that is the same."""
+
 
 class Checkpoints:
     """The checkpoints of one run."""
@@ -74,6 +78,7 @@ class Checkpoints:
         state: Mapping[str, Any],
         score: float | None,
         values: Mapping[str, Tensor] | None = None,
+        rollout: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write a checkpoint and remove those that need not be kept.
 
@@ -84,6 +89,7 @@ class Checkpoints:
             state: JSON: where the run stands.
             score: latest held-out score, for `keep_best`.
             values: parameters of the value model, where there is one.
+            rollout: weights that sample, where they are older than those in training.
 
         Raises:
             ResourceError: the disk is full; earlier checkpoints are intact.
@@ -97,8 +103,9 @@ class Checkpoints:
                 temporary.mkdir()
                 _save_tensors(weights, temporary / "weights.safetensors")
                 _save_tensors(optimizer, temporary / "optimizer.safetensors")
-                if values:
-                    _save_tensors(values, temporary / "values.safetensors")
+                for name, tensors in (("values", values), ("rollout", rollout)):
+                    if tensors:
+                        _save_tensors(tensors, temporary / f"{name}.safetensors")
                 record = {"format": FORMAT, "score": score, **state}
                 (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
                 for file in temporary.iterdir():
@@ -138,13 +145,14 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{folder}: format {state.get('format')}; this version reads format {FORMAT}"
                 )
-            values = folder / "values.safetensors"
+            values, rollout = folder / "values.safetensors", folder / "rollout.safetensors"
             return Checkpoint(
                 number=number,
                 weights=load_file(folder / "weights.safetensors"),
                 optimizer=load_file(folder / "optimizer.safetensors"),
                 state=state,
                 values=load_file(values) if values.exists() else {},
+                rollout=load_file(rollout) if rollout.exists() else {},
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
