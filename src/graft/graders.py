@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from graft.grading.multi import zero_failures
 from graft.grading.observe import Observer
 from graft.grading.pace import Pace
 from graft.grading.row_checks import check_rows, members_of
-from graft.grading.sandbox import Sandbox
+from graft.grading.sandbox import Sandbox, SandboxLimits
 from graft.grading.schema import CodeTests, GraderSpec, LabelModel, Python, ScoreModel, TextSimilarity
 from graft.pull import default_cache
 from graft.types import Grader
@@ -163,6 +164,8 @@ def _key(variable: str, setting: str, model: str, url: str) -> str:
 
 
 def _open_sandbox(grading: Grading, opened: ExitStack) -> Sandbox:
-    sandbox = Sandbox(workers=grading.sandbox.workers, unsafe=grading.sandbox.unsafe)
+    settings = grading.sandbox
+    limits = SandboxLimits(**{field.name: getattr(settings, field.name) for field in fields(SandboxLimits)})
+    sandbox = Sandbox(workers=settings.workers, limits=limits, unsafe=settings.unsafe)
     opened.callback(sandbox.close)
     return sandbox
