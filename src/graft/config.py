@@ -131,7 +131,7 @@ class Judge(Section):
 
 
 class PythonSandbox(Section):
-    """Where `python` graders and code tests run, and what one call may use: a sample's, or one test's of `code_tests`."""
+    """Where `python` graders and code tests run, and what one call may use (`code_tests`: a call for each test)."""
 
     workers: int = Field(default=2, ge=1)
     """Calls that run side by side."""
