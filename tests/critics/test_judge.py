@@ -98,7 +98,7 @@ def test_a_row_without_the_reference(ask):
 
 
 def test_scores_outside_are_clipped(server, ask):
-    server.replies = [judged({**SCORES, "thought_1": {"reason": "", "thought": 11, "progress": -1}})]
+    server.replies = [judged({**SCORES, "thought_1": {"reason": "", "thought": 10**400, "progress": -1}})]
     [critique] = ask()
     assert (critique.thoughts[0], critique.progress[0]) == (10, 0)
 

@@ -129,7 +129,11 @@ def test_what_the_judge_is_asked(server, build):
     assert "from 1 to 5, both included" in schema["properties"]["result"]["description"]
 
 
-@pytest.mark.parametrize(("result", "score"), [(0, 1.0), (-7.5, 1.0), (3.25, 3.25), (6, 5.0), (1e300, 5.0)])
+@pytest.mark.parametrize(
+    ("result", "score"),
+    [(0, 1.0), (-7.5, 1.0), (3.25, 3.25), (6, 5.0), (1e300, 5.0), (10**400, 5.0), (-(10**400), 1.0)],
+    ids=lambda value: f"{str(value)[:9]}",
+)
 def test_a_score_is_clipped_to_its_range(server, build, result, score):
     server.replies = [judged(verdict(result))]
     assert grade(build()).score == score
@@ -428,8 +432,11 @@ def test_empty_texts_are_not_sent(server, build_cosine):
 
 @pytest.mark.parametrize(
     "reply",
-    [vectors([1.0]), vectors([], []), vectors(["a"], ["b"]), Reply(body={}), vectors([1, 0], [1, 0, 0])],
-)
+    [
+        vectors([1.0]), vectors([], []), vectors(["a"], ["b"]), Reply(body={}),
+        vectors([1, 0], [1, 0, 0]), vectors([10**400], [1]), vectors([1e308, 1e308], [1e308, 1e308]),
+    ],
+)  # fmt: skip
 def test_vectors_that_cannot_be_compared(server, build_cosine, reply):
     server.replies = [reply]
     graded = grade(build_cosine(retries=0))

@@ -24,6 +24,9 @@ from graft.types import Fault, Outcome, TokenUsage
 NO_KEY = "none"
 """Sent where the server wants no key: the client library insists on one."""
 
+LARGEST = 1e100
+"""Of the numbers of an embedding: larger ones are none, and their products would be infinite."""
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeServer:
@@ -164,7 +167,7 @@ class JudgeClient:
             return Answer(stored["value"], str(stored.get("model")))
         try:
             reply = self._call(server, lambda client: _checked(client.chat.completions.create(**request)))
-        except (self._openai.OpenAIError, ValueError, OSError) as error:
+        except (self._openai.OpenAIError, ValueError, OverflowError, OSError) as error:
             return self._failure(server, error)
         answer = _read(reply, server)
         if answer.value is not None and self._cache is not None:
@@ -186,7 +189,7 @@ class JudgeClient:
                     len(texts),
                 ),
             )
-        except (self._openai.OpenAIError, ValueError, OSError) as error:
+        except (self._openai.OpenAIError, ValueError, OverflowError, OSError) as error:
             return self._failure(server, error), []
         vectors, tokens = reply
         if self._cache is not None:
@@ -235,6 +238,25 @@ class JudgeClient:
         )
 
 
+def strict_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object that has these properties, all of them and no other, as structured output wants it."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def clipped(value: Any, low: float, high: float) -> float | None:
+    """A judge's number within its range; None for what is no finite number, text and booleans among it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return float(min(high, max(low, value)))  # clipped first: a whole number may be too large for a float
+
+
 def _checked(reply: Any) -> Any:
     """A reply with a message in it; the client library hands on whatever JSON it got."""
     choices = getattr(reply, "choices", None)
@@ -247,8 +269,7 @@ def _vectors(reply: Any, count: int) -> tuple[list[list[float]], int]:
     data = getattr(reply, "data", None)
     vectors = [getattr(entry, "embedding", None) for entry in data] if isinstance(data, list) else []
     sound = len(vectors) == count and all(
-        isinstance(v, list) and v and all(isinstance(x, int | float) and math.isfinite(x) for x in v)
-        for v in vectors
+        isinstance(v, list) and v and all(clipped(x, -LARGEST, LARGEST) == x for x in v) for v in vectors
     )
     if not sound:
         raise ValueError(f"the server answered with no {count} vectors: {str(reply)[:200]}")
