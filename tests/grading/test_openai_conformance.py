@@ -177,6 +177,7 @@ REFUSED = [
     ("3.6-no-other-function", multi("round(a)"), "one of the functions"),
     ("3.6-ours-keys-are-names", multi("1", **{"a-b": check()}), "'a-b'"),
     ("4-unclosed-braces", check(input_="{{item.a"), "not closed"),
+    ("4-ours-no-variable-of-another-name", check(input_="{{sample.reasoning}}"), "which no sample has"),
     ("4-unknown-namespace", check(input_="{{row.a}}"), "no namespace 'row'"),
     ("4-no-filters", check(input_="{{item.a | lower}}"), "is no path"),
     ("4-no-expressions", check(input_="{{item.a + 1}}"), "is no path"),
