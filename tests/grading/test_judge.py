@@ -158,6 +158,21 @@ def test_an_answer_that_is_no_score_is_a_parse_error(server, build, content):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        judged('{"steps": [{"description": "", "conclusion": "\\ud800"}], "result": 3}', model="a\ud800"),
+        judged(None, refusal="no \ud800"),
+        Reply(400, {"error": {"message": "\ud800"}}),
+    ],
+)
+def test_what_a_judge_says_can_be_written_down(server, build, reply):
+    """JSON carries halves of characters, which no file in UTF-8 can hold."""
+    server.replies = [reply]
+    graded = grade(build())
+    assert f"{graded.reason}{graded.usage}".encode().count(b"?") >= 1
+
+
 def test_an_answer_cut_off_by_its_limit_says_so(server, build):
     server.replies = [judged('{"steps": [', finish="length")]
     assert "cut off at its token limit" in grade(build()).reason

@@ -164,5 +164,7 @@ def _table(grades: Sequence[Grade], samples: Sequence[Sample]) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    from graft.data.sources import printable
+
+    text = " ".join(printable(text).split())
     return text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 1] + "…"

@@ -246,6 +246,11 @@ def shown(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def printable(text: str) -> str:
+    """Without lone surrogates, which JSON can carry and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def nearest(name: str, names: Any) -> str:
     """`Did you mean 'x'?`, or the names there are; for error messages."""
     import difflib

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graft.data.sources import shown
+from graft.data.sources import printable, shown
 from graft.grading.libraries import import_library
 from graft.grading.pace import Pace
 from graft.types import Fault, Outcome, TokenUsage
@@ -233,7 +233,7 @@ class JudgeClient:
             None,
             server.model,
             fault=Fault.MODEL_GRADER_SERVER,
-            details=f"{server.model} at {server.base_url}: {type(error).__name__}: {error}"[:1000],
+            details=printable(f"{server.model} at {server.base_url}: {type(error).__name__}: {error}")[:1000],
             outcome=Outcome.TIMED_OUT if late else Outcome.CRASHED,
         )
 
@@ -278,7 +278,7 @@ def _vectors(reply: Any, count: int) -> tuple[list[list[float]], int]:
 
 def _read(reply: Any, server: JudgeServer) -> Answer:
     message = reply.choices[0].message
-    model = reply.model if isinstance(reply.model, str) and reply.model else server.model
+    model = printable(reply.model) if isinstance(reply.model, str) and reply.model else server.model
     cached = getattr(getattr(reply, "usage", None), "prompt_tokens_details", None)
     usage = TokenUsage(
         prompt=_count(reply, "prompt_tokens"),
@@ -287,7 +287,7 @@ def _read(reply: Any, server: JudgeServer) -> Answer:
     )
 
     def failed(fault: Fault, details: str) -> Answer:
-        return Answer(None, model, usage, fault, details[:1000], Outcome.CRASHED)
+        return Answer(None, model, usage, fault, printable(details)[:1000], Outcome.CRASHED)
 
     refusal = getattr(message, "refusal", None)
     finish = getattr(reply.choices[0], "finish_reason", None)
@@ -295,6 +295,7 @@ def _read(reply: Any, server: JudgeServer) -> Answer:
         return failed(Fault.MODEL_GRADER_REFUSAL, f"{model} refused: {refusal or 'content filter'}")
     try:
         value = json.loads(message.content)
+        value = json.loads(printable(json.dumps(value, ensure_ascii=False)))
     except (TypeError, ValueError, RecursionError):
         cut = ", cut off at its token limit" if finish == "length" else ""
         return failed(
