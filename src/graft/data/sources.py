@@ -45,7 +45,7 @@ class Problem:
     """What is wanted, and what to do where that does not follow."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.path}: got {self.got}; wants {self.wants}"
+        return printable(f"{self.where}: {self.path}: got {self.got}; wants {self.wants}")
 
 
 def read_jsonl(path: Path, *, any_value: bool = False) -> Iterator[RawRow | Problem]:
