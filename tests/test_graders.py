@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from graft.graders import grader_spec, open_grader, refuse_rows
 from graft.grading.check import parse_grader
 from graft.grading.sandbox import SandboxLimits
 from graft.report.run_folder import RunFolder
-from tests.grading.samples import Scripted, judged, sample, scripted_server, verdict
+from tests.grading.samples import Scripted, judged, sample, verdict
 from tests.grading.sandbox.sandboxes import open_sandbox
 
 CHECK = {
@@ -35,12 +34,6 @@ SCORE = {
     "input": [{"role": "user", "content": "{{item.answer}} or {{sample.output_text}}?"}],
 }
 MINIMAL = {"run": "r", "model": {"name": "m"}, "data": {"source": "rows.jsonl"}, "training": {"steps": 1}}
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted_server() as script:
-        yield script
 
 
 def rows(*items: dict[str, Any]) -> list[Row]:

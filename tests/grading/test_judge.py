@@ -17,7 +17,7 @@ from graft.grading.judge_client import AnswersOnDisk, JudgeClient, JudgeServer
 from graft.grading.observe import Observer
 from graft.grading.pace import Pace
 from graft.types import Fault, Grade, Outcome, TokenUsage
-from tests.grading.samples import Reply, Scripted, judged, sample, scripted_server, verdict
+from tests.grading.samples import Reply, Scripted, judged, sample, verdict
 
 AT_ONCE = {"retry-after-ms": "1"}
 """What spares the tests the client's pauses."""
@@ -60,12 +60,6 @@ COSINE = {
     "reference": "{{item.answer}}",
     "evaluation_metric": "cosine",
 }
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted_server() as script:
-        yield script
 
 
 @pytest.fixture

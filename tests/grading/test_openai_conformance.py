@@ -20,7 +20,7 @@ from graft.grading.observe import Observer
 from graft.grading.response import run_response
 from graft.grading.sandbox import SandboxResult
 from graft.types import Outcome
-from tests.grading.samples import Reply, Scripted, judged, sample, sandbox_result, scripted_server, verdict
+from tests.grading.samples import Reply, judged, sample, sandbox_result, verdict
 from tests.grading.test_response import FLAGS
 
 OUT, ANSWER = "{{sample.output_text}}", "{{item.answer}}"
@@ -313,12 +313,6 @@ def test_52_one_grader_has_no_sub_rewards():
 
 
 # -- judges (3.3, 3.4) ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted_server() as script:
-        yield script
 
 
 @pytest.fixture
