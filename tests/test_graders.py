@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from graft.data.rows import Row, read_rows
 from graft.errors import ConfigError, DataError, GraderError
 from graft.graders import grader_spec, open_grader, refuse_rows
 from graft.grading.check import parse_grader
+from graft.grading.sandbox import SandboxLimits
 from graft.report.run_folder import RunFolder
-from tests.grading.samples import Scripted, judged, sample, scripted_server, verdict
+from tests.grading.samples import Scripted, judged, sample, verdict
+from tests.grading.sandbox.sandboxes import open_sandbox
 
 CHECK = {
     "type": "string_check",
@@ -32,12 +34,6 @@ SCORE = {
     "input": [{"role": "user", "content": "{{item.answer}} or {{sample.output_text}}?"}],
 }
 MINIMAL = {"run": "r", "model": {"name": "m"}, "data": {"source": "rows.jsonl"}, "training": {"steps": 1}}
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted_server() as script:
-        yield script
 
 
 def rows(*items: dict[str, Any]) -> list[Row]:
@@ -281,3 +277,38 @@ def test_where_failures_score_0_the_run_goes_on_and_counts_them(tiny_model_folde
 def test_rows_are_refused_before_the_model_is_loaded(tmp_path):
     with pytest.raises(DataError, match=r"the grader cannot judge these rows"):
         graft.train("no-such-model", [{"prompt": "x"}], CHECK, run=str(tmp_path / "run"), **SMALL)
+
+
+def test_limits_of_the_sandbox_are_settings_with_its_defaults():
+    defaults = Grading().sandbox
+    assert {field.name: getattr(defaults, field.name) for field in fields(SandboxLimits)} == asdict(
+        SandboxLimits()
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "body", "said"),
+    [
+        ("wall_s=0.5", "while True: pass", "wall_s = 0.5 s"),
+        ("memory_mb=64", "return len(bytearray(100 << 20))", "MemoryError"),
+        ("output_kb=1", "print('x' * 2000)", "output_kb = 1 KiB"),
+        ("processes=2", "import os; return [os.fork() or os._exit(0) for _ in range(9)]", "BlockingIOError"),
+        ("disk_mb=1", "open('a', 'wb').write(bytes(2 << 20))", "OSError"),
+        ("cpu_s=1", "while True: pass", "cpu_s = 1 s"),
+    ],
+)
+def test_limits_of_the_sandbox_hold(setting, body, said):
+    open_sandbox().close()
+    grading = load_grading([f"grading.sandbox.{setting}"])
+    spec = parse_grader({"type": "python", "source": f"def grade(sample, item):\n    {body}\n"})
+    grader = open_grader(spec, grading, base=Path())
+    [grade] = grader([sample()])
+    grader.close()
+    assert grade.score is None
+    assert said in grade.reason
+
+
+@pytest.mark.parametrize("setting", ["wall_s=0", "memory_mb=0", "processes=-1", "output_kb=1.5", "cpu_s=nan"])
+def test_limits_that_mean_nothing_are_refused(setting):
+    with pytest.raises(ConfigError, match=f"grading.sandbox.{setting.partition('=')[0]}"):
+        load_grading([f"grading.sandbox.{setting}"])

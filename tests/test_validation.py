@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.grading.build import Services, build_grader
-from graft.grading.check import parse_grader
+from graft.grading.check import dump_grader, parse_grader
 from graft.grading.observe import Observer
 from graft.grading.response import run_response
 from graft.types import Grade
@@ -87,6 +87,43 @@ def test_any_rows_give_rows_or_problems(values):
 @given(st.binary(max_size=60), st.sampled_from(["x.jsonl", "x.csv", "x.json", "x.toml"]))
 def test_any_bytes_give_problems(raw, name):
     assert problems_of(name, raw)
+
+
+FILES = {
+    "grader.json": json.dumps(dump_grader(GRADER), indent=1),
+    "rows.jsonl": '{"messages": [{"role": "user", "content": "q"}], "answer": "4"}\n{"prompt": "p"}\n',
+    "rows.csv": 'prompt,answer\nq,1\n"a,b",2\n',
+}
+SLIPS = [
+    *'"{}[]:,\\\n',
+    "{{",
+    "}}",
+    "\\ud800",
+    "\x00",
+    "1e999",
+    "NaN",
+    "9" * 400,
+    "null",
+    "\ufeff",
+    '"type":',
+]
+
+
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_any_slip_in_a_good_file_gives_problems_that_can_be_printed(name, data):
+    text = FILES[name]
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.integers(0, 12))
+        text = text[:place] + data.draw(st.sampled_from(["", *SLIPS])) + text[place + cut :]
+    for problem in problems_of(name, text.encode()):
+        assert problem.encode()
+
+
+def test_half_a_character_in_a_grader_is_a_problem():
+    spec = {"type": "string_check", "input": "{{ \ud800 }}", "reference": "", "operation": "eq"}
+    [problem] = problems_of("grader.json", json.dumps(spec).encode())
+    assert "half of a character, '\\ud800'" in problem
 
 
 @given(json_values)

@@ -131,10 +131,28 @@ class Judge(Section):
 
 
 class PythonSandbox(Section):
-    """Where `python` graders run."""
+    """Where `python` graders and code tests run, and what one call may use (`code_tests`: a call for each test)."""
 
     workers: int = Field(default=2, ge=1)
     """Calls that run side by side."""
+
+    wall_s: float = Field(default=120.0, gt=0)
+    """Longest time of a call, seconds."""
+
+    cpu_s: int = Field(default=120, ge=1, le=10**9)
+    """Processor time of each process of a call, seconds."""
+
+    memory_mb: int = Field(default=2048, ge=1, le=10**9)
+    """Memory that the processes of a call may add to the warm interpreter, all together, MiB."""
+
+    disk_mb: int = Field(default=1024, ge=1, le=10**9)
+    """Size of a call's own file system in memory (`/tmp`), and of its largest file, MiB."""
+
+    processes: int = Field(default=32, ge=1, le=10**6)
+    """Processes and threads of a call alive at once, the first one counted."""
+
+    output_kb: int = Field(default=1024, ge=1, le=10**6)
+    """What a call may write to standard output and standard error together, KiB."""
 
     unsafe: bool = False
     """Run the code without bubblewrap, with all rights of this process, where that cannot run."""

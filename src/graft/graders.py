@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from graft.config import Grading, Judge
 from graft.data.rows import PROBLEMS_SHOWN, Row
-from graft.errors import ConfigError, DataError, GraderError
+from graft.errors import ConfigError, DataError
 from graft.grading.build import BuiltGrader, Services, build_grader
 from graft.grading.check import parse_grader, read_grader
 from graft.grading.function import FunctionGrader
@@ -19,8 +20,8 @@ from graft.grading.judge_client import AnswersOnDisk, JudgeClient, JudgeServer
 from graft.grading.multi import zero_failures
 from graft.grading.observe import Observer
 from graft.grading.pace import Pace
-from graft.grading.python import Sandbox
 from graft.grading.row_checks import check_rows, members_of
+from graft.grading.sandbox import Sandbox, SandboxLimits
 from graft.grading.schema import CodeTests, GraderSpec, LabelModel, Python, ScoreModel, TextSimilarity
 from graft.pull import default_cache
 from graft.types import Grader
@@ -70,7 +71,8 @@ def open_grader(
         services = Services(
             base=base,
             judges=judges,
-            sandbox=sandbox,
+            run_grade=None if sandbox is None else sandbox.run_grade,
+            run_tests=None if sandbox is None else sandbox.run_tests,
             sandbox_workers=grading.sandbox.workers,
             calls_at_once=grading.concurrency,
         )
@@ -162,10 +164,8 @@ def _key(variable: str, setting: str, model: str, url: str) -> str:
 
 
 def _open_sandbox(grading: Grading, opened: ExitStack) -> Sandbox:
-    try:
-        from graft.grading.sandbox import Sandbox as Cage
-    except ImportError as error:
-        raise GraderError(f"python graders need the sandbox, which cannot be imported: {error}") from None
-    sandbox = Cage(workers=grading.sandbox.workers, unsafe=grading.sandbox.unsafe)
+    settings = grading.sandbox
+    limits = SandboxLimits(**{field.name: getattr(settings, field.name) for field in fields(SandboxLimits)})
+    sandbox = Sandbox(workers=settings.workers, limits=limits, unsafe=settings.unsafe)
     opened.callback(sandbox.close)
     return sandbox

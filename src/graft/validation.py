@@ -155,11 +155,9 @@ def _short_of(grade: Grade, full: float) -> str | None:
     if grade.failed:
         return f"no grade ({grade.outcome}): {grade.reason}"
     assert grade.score is not None
-    return (
-        None
-        if grade.score >= full - 1e-9
-        else f"the score {grade.score:g} of {full:g}. {grade.reason}".strip()
-    )
+    if grade.score >= full - 1e-9:
+        return None
+    return f"the score {grade.score:g} of {full:g}" + (f" ({grade.reason})" if grade.reason else "")
 
 
 def _as_answer(value: Any) -> str:

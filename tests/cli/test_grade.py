@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.grading.sandbox.sandboxes import open_sandbox
 from tests.grading.test_response import FLAGS
 
 GRADER = {
@@ -79,6 +80,19 @@ def test_the_table(graft, files):
     assert header.split() == ["row", "reward", "exact", "label", "flags", "completion", "reason"]
     assert lines[0].split()[:6] == ["0", "1", "1", "0", "invalid_variable_error", "Paris"]
     assert "3 samples, mean 0.3333, 1 could not be graded" in result.err
+
+
+def test_the_table_shows_the_end_of_a_traceback(graft, files, tmp_path):
+    open_sandbox().close()
+    grader = tmp_path / "python.json"
+    grader.write_text(
+        json.dumps({"type": "python", "source": "def grade(sample, item):\n    return 1 / 0\n"})
+    )
+    (tmp_path / "one.jsonl").write_text('{"output_text": "half \\ud800"}\n')
+    result = graft("grade", grader, tmp_path / "one.jsonl")
+    [_, line] = result.out.splitlines()
+    assert "  half ?  " in line
+    assert line.endswith("  ZeroDivisionError: division by zero")
 
 
 def test_several_samples_of_a_row(graft, files):

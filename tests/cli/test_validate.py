@@ -184,7 +184,7 @@ def test_a_reference_without_full_marks_is_a_problem(graft, write):
     result = graft("validate", write("g.json", spec), write("rows.jsonl", rows), "--reference-key", "answer")
     assert result.code == 3
     [problem] = [line for line in result.out.splitlines() if line.startswith("rows.jsonl")]
-    assert problem == "rows.jsonl:10: $: got the score 0 of 1.; wants full marks for the reference"
+    assert problem == "rows.jsonl:10: $: got the score 0 of 1; wants full marks for the reference"
 
 
 def test_a_reference_key_that_is_not_there(graft, write):

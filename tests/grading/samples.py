@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from graft.types import Prompt, Sample, StopReason
+from graft.grading.sandbox import SandboxResult
+from graft.types import Outcome, Prompt, Sample, StopReason
 
 
 def sample(text: str = "text", *, stop: StopReason = StopReason.EOS, row: int = 3, **item: Any) -> Sample:
     """A completion of a row with these keys."""
     prompt = Prompt(row=row, messages=(), item=item, tokens=np.array([1], np.int32), question="")
     return Sample(prompt=prompt, text=text, tokens=5, stop=stop)
+
+
+def sandbox_result(value: float | None, outcome: Outcome = Outcome.GRADED, reason: str = "") -> SandboxResult:
+    """What the sandbox says of one call."""
+    return SandboxResult(value, outcome, reason, stdout="", seconds=0.0)
 
 
 @dataclass

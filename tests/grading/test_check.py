@@ -213,8 +213,13 @@ def test_every_form_of_content(content):
         ({**MULTI, "graders": {}}, "$.graders: got {}; wants at least 1 entries"),
         (
             {**MULTI, "graders": {"a b": CHECK}},
-            "$.graders: got the key 'a b'; wants names of letters, digits and _",
+            "$.graders.a b: got the key 'a b'; wants names of letters, digits and _",
         ),
+        (
+            {**CHECK, "input": "{{ sample.output_txt }}"},
+            "$.input: got '{{sample.output_txt}}', which no sample has; wants one of sample.output_text",
+        ),
+        ({**CHECK, "reference": "{{sample[0]}}"}, "$.reference: got '{{sample[0]}}', which no sample has"),
         (
             {**MULTI, "graders": {"a": MULTI}},
             "$.graders.a: got a grader of type 'multi' inside another; wants none",
@@ -395,3 +400,21 @@ def test_any_file_gives_a_grader_or_problems(text):
         path.write_bytes(text.encode("utf-8", "replace"))
         spec, problems = check_grader_file(path)
         assert (spec is None) == bool(problems)
+
+
+def test_a_bad_key_hides_no_problem_of_the_members():
+    """Every problem at once: keys, members, and the grammar of the formula."""
+    found = problems_of(
+        {
+            **MULTI,
+            "graders": {"a-b": {**CHECK, "operation": "neq"}, "c d": CHECK, "e": {**CHECK, "input": "{{x"}},
+            "calculate_output": "1 +",
+        }
+    )
+    assert [problem.split(": ")[1] for problem in found] == [
+        "$.graders.a-b",
+        "$.graders.a-b.operation",
+        "$.graders.c d",
+        "$.graders.e.input",
+        "$.calculate_output",
+    ]

@@ -66,7 +66,7 @@ def test_the_share_that_passes(every):
     spec = parse_grader({"type": "code_tests", "every": every})
     tests = ["assert double(2) == 4", "assert double(0) == 1", "assert double(3) == 6"]
     with open_sandbox() as sandbox:
-        grader = build_grader(spec, Services(sandbox=sandbox), Observer())
+        grader = build_grader(spec, Services(run_tests=sandbox.run_tests), Observer())
         some, none, whole, program = grader(
             [
                 sample(DOUBLE, tests=tests),
@@ -85,7 +85,9 @@ def test_the_share_that_passes(every):
 
 def test_a_sandbox_that_breaks_is_no_zero():
     with open_sandbox() as sandbox:
-        grader = build_grader(parse_grader({"type": "code_tests"}), Services(sandbox=sandbox), Observer())
+        grader = build_grader(
+            parse_grader({"type": "code_tests"}), Services(run_tests=sandbox.run_tests), Observer()
+        )
     [grade] = grader([sample(DOUBLE, tests=["assert double(2) == 4"])])  # it is closed now
     assert grade.score is None
     assert grade.outcome is Outcome.SANDBOX_FAILED

@@ -12,13 +12,7 @@ from graft.grading.endpoint import LARGEST_ANSWER, EndpointGrader
 from graft.grading.observe import Observer
 from graft.grading.schema import Endpoint
 from graft.types import Fault, Grade, Outcome
-from tests.grading.samples import Reply, Scripted, sample, scripted_server
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted_server() as script:
-        yield script
+from tests.grading.samples import Reply, sample
 
 
 @pytest.fixture

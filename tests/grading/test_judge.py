@@ -17,7 +17,7 @@ from graft.grading.judge_client import AnswersOnDisk, JudgeClient, JudgeServer
 from graft.grading.observe import Observer
 from graft.grading.pace import Pace
 from graft.types import Fault, Grade, Outcome, TokenUsage
-from tests.grading.samples import Reply, Scripted, judged, sample, scripted_server, verdict
+from tests.grading.samples import Reply, Scripted, judged, sample, verdict
 
 AT_ONCE = {"retry-after-ms": "1"}
 """What spares the tests the client's pauses."""
@@ -60,12 +60,6 @@ COSINE = {
     "reference": "{{item.answer}}",
     "evaluation_metric": "cosine",
 }
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted_server() as script:
-        yield script
 
 
 @pytest.fixture
@@ -129,7 +123,11 @@ def test_what_the_judge_is_asked(server, build):
     assert "from 1 to 5, both included" in schema["properties"]["result"]["description"]
 
 
-@pytest.mark.parametrize(("result", "score"), [(0, 1.0), (-7.5, 1.0), (3.25, 3.25), (6, 5.0), (1e300, 5.0)])
+@pytest.mark.parametrize(
+    ("result", "score"),
+    [(0, 1.0), (-7.5, 1.0), (3.25, 3.25), (6, 5.0), (1e300, 5.0), (10**400, 5.0), (-(10**400), 1.0)],
+    ids=lambda value: f"{str(value)[:9]}",
+)
 def test_a_score_is_clipped_to_its_range(server, build, result, score):
     server.replies = [judged(verdict(result))]
     assert grade(build()).score == score
@@ -152,6 +150,21 @@ def test_an_answer_that_is_no_score_is_a_parse_error(server, build, content):
     assert "judge-1" in graded.reason
     assert graded.usage == {"judge-1": TokenUsage(11, 7, 3)}  # it was paid for
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        judged('{"steps": [{"description": "", "conclusion": "\\ud800"}], "result": 3}', model="a\ud800"),
+        judged(None, refusal="no \ud800"),
+        Reply(400, {"error": {"message": "\ud800"}}),
+    ],
+)
+def test_what_a_judge_says_can_be_written_down(server, build, reply):
+    """JSON carries halves of characters, which no file in UTF-8 can hold."""
+    server.replies = [reply]
+    graded = grade(build())
+    assert f"{graded.reason}{graded.usage}".encode().count(b"?") >= 1
 
 
 def test_an_answer_cut_off_by_its_limit_says_so(server, build):
@@ -428,8 +441,11 @@ def test_empty_texts_are_not_sent(server, build_cosine):
 
 @pytest.mark.parametrize(
     "reply",
-    [vectors([1.0]), vectors([], []), vectors(["a"], ["b"]), Reply(body={}), vectors([1, 0], [1, 0, 0])],
-)
+    [
+        vectors([1.0]), vectors([], []), vectors(["a"], ["b"]), Reply(body={}),
+        vectors([1, 0], [1, 0, 0]), vectors([10**400], [1]), vectors([1e308, 1e308], [1e308, 1e308]),
+    ],
+)  # fmt: skip
 def test_vectors_that_cannot_be_compared(server, build_cosine, reply):
     server.replies = [reply]
     graded = grade(build_cosine(retries=0))

@@ -156,9 +156,7 @@ def test_output_json_without_a_form_is_the_graders_fault():
     assert "needs a response_format" in grade.reason
 
 
-@pytest.mark.parametrize(
-    "path", ["output_tools", "output_tools[0].function.name", "output_audio", "reasoning"]
-)
+@pytest.mark.parametrize("path", ["output_tools", "output_tools[0].function.name", "output_audio"])
 def test_what_a_text_model_does_not_make(path):
     [grade] = check(f"{{{{sample.{path}}}}}")([sample("x")])
     assert (grade.score, list(grade.faults)) == (None, [Fault.INVALID_VARIABLE])

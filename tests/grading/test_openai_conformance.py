@@ -17,11 +17,10 @@ from graft.grading.build import Services, build_grader
 from graft.grading.check import check_grader, dump_grader, parse_grader
 from graft.grading.judge_client import JudgeClient, JudgeServer
 from graft.grading.observe import Observer
-from graft.grading.python import SandboxResult
 from graft.grading.response import run_response
+from graft.grading.sandbox import SandboxResult
 from graft.types import Outcome
-from tests.grading.samples import Reply, Scripted, judged, sample, scripted_server, verdict
-from tests.grading.test_python import Result
+from tests.grading.samples import Reply, judged, sample, sandbox_result, verdict
 from tests.grading.test_response import FLAGS
 
 OUT, ANSWER = "{{sample.output_text}}", "{{item.answer}}"
@@ -178,6 +177,7 @@ REFUSED = [
     ("3.6-no-other-function", multi("round(a)"), "one of the functions"),
     ("3.6-ours-keys-are-names", multi("1", **{"a-b": check()}), "'a-b'"),
     ("4-unclosed-braces", check(input_="{{item.a"), "not closed"),
+    ("4-ours-no-variable-of-another-name", check(input_="{{sample.reasoning}}"), "which no sample has"),
     ("4-unknown-namespace", check(input_="{{row.a}}"), "no namespace 'row'"),
     ("4-no-filters", check(input_="{{item.a | lower}}"), "is no path"),
     ("4-no-expressions", check(input_="{{item.a + 1}}"), "is no path"),
@@ -316,12 +316,6 @@ def test_52_one_grader_has_no_sub_rewards():
 
 
 @pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted_server() as script:
-        yield script
-
-
-@pytest.fixture
 def judges(server) -> Iterator[Services]:
     client = JudgeClient(JudgeServer(f"{server.url}/v1", "k", ""), {}, retries=0)
     yield Services(judges=client)
@@ -381,47 +375,44 @@ def test_33_the_judge_answers_in_a_form_that_the_server_adds(server, judges):
 # -- python (3.5) ---------------------------------------------------------------------------------------------
 
 
-class Sandbox:
-    def __init__(self, result: Result) -> None:
-        self.result = result
-        self.seen: list[Any] = []
-
-    def run_tests(self, calls: Sequence[Any]) -> Sequence[SandboxResult]:
-        raise NotImplementedError
-
-    def run_grade(self, source: str, calls: Sequence[Any]) -> Sequence[SandboxResult]:
-        self.seen += [(source, *call) for call in calls]
-        return [self.result for _ in calls]
-
-
 FAILED = {"python_grader_runtime_error": True, "python_grader_runtime_error_details": "Traceback: x"}
 CALLS = [
-    ("3.5-the-number-is-the-reward", Result(0.25), 0.25, {}),
-    ("3.5-any-finite-number", Result(-17.5), -17.5, {}),
+    ("3.5-the-number-is-the-reward", sandbox_result(0.25), 0.25, {}),
+    ("3.5-any-finite-number", sandbox_result(-17.5), -17.5, {}),
     (
         "3.5-an-exception-scores-0-with-its-traceback",
-        Result(None, Outcome.CRASHED, "Traceback: x"),
+        sandbox_result(None, Outcome.CRASHED, "Traceback: x"),
         0,
         FAILED,
     ),
-    ("3.5-nan-is-an-invalid-result", Result(None, Outcome.NOT_FINITE, "Traceback: x"), 0, FAILED),
-    ("3.5-ours-a-timeout-is-a-runtime-error", Result(None, Outcome.TIMED_OUT, "Traceback: x"), 0, FAILED),
+    ("3.5-nan-is-an-invalid-result", sandbox_result(None, Outcome.NOT_FINITE, "Traceback: x"), 0, FAILED),
+    (
+        "3.5-ours-a-timeout-is-a-runtime-error",
+        sandbox_result(None, Outcome.TIMED_OUT, "Traceback: x"),
+        0,
+        FAILED,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("result", "reward", "raised"), [r[1:] for r in CALLS], ids=[r[0] for r in CALLS])
 def test_python(result, reward, raised):
-    response = run(python(), "Paris", Services(sandbox=Sandbox(result)))
+    response = run(python(), "Paris", Services(run_grade=lambda source, calls: [result for _ in calls]))
     assert response["reward"] == reward
     assert response["metadata"]["errors"] == {**FLAGS, **raised}
 
 
 def test_35_sample_comes_first_and_item_is_the_whole_row():
-    sandbox = Sandbox(Result(1.0))
+    seen: list[Any] = []
+
+    def run_grade(source: str, calls: Sequence[Any]) -> list[SandboxResult]:
+        seen.extend((source, *call) for call in calls)
+        return [sandbox_result(1.0) for _ in calls]
+
     source = 'def grade(sample, item):\n    return "{{item.answer}}" == 1\n'
-    run(python(source), '{"a": 1}', Services(sandbox=sandbox))
-    [(seen, sample_, item)] = sandbox.seen
-    assert seen == source  # no template is expanded in it
+    run(python(source), '{"a": 1}', Services(run_grade=run_grade))
+    [(given, sample_, item)] = seen
+    assert given == source  # no template is expanded in it
     assert item == ITEM
     assert sample_["output_text"] == '{"a": 1}'
     assert sample_["output_json"] == {"a": 1}

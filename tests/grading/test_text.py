@@ -181,6 +181,15 @@ def test_meteor_without_wordnet_says_what_to_do():
 
 
 @pytest.mark.usefixtures("no_corpora")
+def test_meteor_with_half_a_wordnet_says_what_is_missing(tmp_path, monkeypatch):
+    folder = write_wordnet(tmp_path)
+    (folder / "corpora" / "wordnet" / "lexnames").unlink()
+    monkeypatch.setattr(nltk.data, "path", [str(folder)])
+    with pytest.raises(GraderError, match=r"meteor needs WordNet.*not whole: .*lexnames"):
+        load_measure("meteor")
+
+
+@pytest.mark.usefixtures("no_corpora")
 def test_meteor_knows_synonyms_and_stems(tmp_path, monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [str(write_wordnet(tmp_path))])
     measure = load_measure("meteor")

@@ -153,7 +153,7 @@ def _table(grades: Sequence[Grade], samples: Sequence[Sample]) -> str:
                 *(f"{grade.parts[name]:.4g}" if name in grade.parts else "" for name in parts),
                 ",".join(str(fault) for fault in grade.faults) or ("other_error" if grade.failed else ""),
                 _short(sample.text),
-                _short(grade.reason),
+                _short(_last_line(grade.reason)),
             ]
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -163,6 +163,13 @@ def _table(grades: Sequence[Grade], samples: Sequence[Sample]) -> str:
     )
 
 
+def _last_line(reason: str) -> str:
+    """Of a traceback, which says there what went wrong; else all of it."""
+    return reason.strip().splitlines()[-1] if reason.startswith("Traceback") else reason
+
+
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    from graft.data.sources import printable
+
+    text = " ".join(printable(text).split())
     return text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 1] + "…"

@@ -8,14 +8,13 @@ chain that stands before the error. The second form asks less of a judge (Proces
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from graft.critics.scores import each_timed, failed, overall_score
 from graft.data.sources import shown
 from graft.errors import DataError
-from graft.grading.judge_client import Answer, JudgeClient
+from graft.grading.judge_client import Answer, JudgeClient, clipped, strict_object
 from graft.types import Chain, Critique, Outcome
 
 Form = Literal["scores", "earliest_error"]
@@ -124,12 +123,12 @@ class JudgeCritic:
         number = {"type": "number", "description": f"From 0 to {self._scale:g}."}
         properties: dict[str, Any]
         if self._form == "scores":
-            one = _object({"reason": {"type": "string"}, "thought": number, "progress": number})
+            one = strict_object({"reason": {"type": "string"}, "thought": number, "progress": number})
             properties = {f"thought_{k}": one for k in range(1, count + 1)}
         else:
             where = {"type": "integer", "description": f"From 1 to {count}, or 0: no error."}
             properties = {"reason": {"type": "string"}, "earliest_error": where}
-        return _object({**properties, **({"overall": number} if self._judge_overall else {})})
+        return strict_object({**properties, **({"overall": number} if self._judge_overall else {})})
 
     def _read(self, answer: Answer, chain: Chain, cost: Mapping[str, Any]) -> Critique:
         assert answer.value is not None
@@ -152,9 +151,10 @@ class JudgeCritic:
 
     def _score(self, value: Any) -> float:
         """A number, clipped to 0..B as graders do."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        score = clipped(value, 0.0, self._scale)
+        if score is None:
             raise ValueError(f"want a finite number, got {shown(value)}")
-        return float(min(self._scale, max(0.0, value)))
+        return score
 
 
 def earliest_error_scores(
@@ -165,12 +165,3 @@ def earliest_error_scores(
     right = error - 1 if error else count
     thoughts = tuple(scale if k <= right else 0.0 if k == error else scale / 2 for k in places)
     return thoughts, tuple(scale * min(k, right) / count for k in places)
-
-
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }

@@ -45,7 +45,7 @@ class Problem:
     """What is wanted, and what to do where that does not follow."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.path}: got {self.got}; wants {self.wants}"
+        return printable(f"{self.where}: {self.path}: got {self.got}; wants {self.wants}")
 
 
 def read_jsonl(path: Path, *, any_value: bool = False) -> Iterator[RawRow | Problem]:
@@ -244,6 +244,11 @@ def shown(value: Any, limit: int = 60) -> str:
     except (TypeError, ValueError, RecursionError):
         text = ascii(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def printable(text: str) -> str:
+    """Without lone surrogates, which JSON can carry and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def nearest(name: str, names: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from graft.data.functions import load_function
 from graft.errors import GraderError
 from graft.grading import own
-from graft.grading.code_tests import CodeTestsGrader
+from graft.grading.code_tests import CodeTestsGrader, RunTests
 from graft.grading.endpoint import EndpointGrader
 from graft.grading.formula import parse_formula
 from graft.grading.function import FunctionGrader
@@ -21,7 +21,7 @@ from graft.grading.math_worker import MathWorker
 from graft.grading.multi import MultiGrader, by_formula, by_weights, zero_failures
 from graft.grading.number import NumberGrader
 from graft.grading.observe import Observer, observed_by, schema_problem
-from graft.grading.python import PythonGrader, Sandbox
+from graft.grading.python import PythonGrader, RunGrade
 from graft.grading.schema import (
     CodeTests,
     Endpoint,
@@ -51,8 +51,11 @@ class Services:
     """Folder that a function's file name starts from."""
 
     judges: JudgeClient | None = None
-    sandbox: Sandbox | None = None
+    run_grade: RunGrade | None = None
+    run_tests: RunTests | None = None
     sandbox_workers: int = 1
+    """How many calls the sandbox behind the two runs side by side."""
+
     calls_at_once: int = 16
     """Samples that are judged side by side where graders wait for a server."""
 
@@ -142,15 +145,15 @@ def _label_model(spec: LabelModel, services: Services, observe: Observer, held: 
 
 
 def _python(spec: Python, services: Services, observe: Observer, held: ExitStack) -> Grader:
-    if services.sandbox is None:
+    if services.run_grade is None:
         raise GraderError(f"grader '{spec.name}': python graders need the sandbox, which is not there")
-    return PythonGrader(spec, observe, services.sandbox)
+    return PythonGrader(spec, observe, services.run_grade)
 
 
 def _code_tests(spec: CodeTests, services: Services, observe: Observer, held: ExitStack) -> Grader:
-    if services.sandbox is None:
+    if services.run_tests is None:
         raise GraderError(f"grader '{spec.name}': code tests need the sandbox, which is not there")
-    return CodeTestsGrader(spec, observe, services.sandbox)
+    return CodeTestsGrader(spec, observe, services.run_tests)
 
 
 def _endpoint(spec: Endpoint, services: Services, observe: Observer, held: ExitStack) -> Grader:

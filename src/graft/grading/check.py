@@ -74,8 +74,11 @@ def check_grader(data: Any, *, where: str = "grader") -> tuple[GraderSpec | None
     try:
         return _named(_ADAPTER.validate_python(dict(data))), []
     except ValidationError as error:
-        found = [_problem(dict(entry), data, keys, where) for entry in error.errors(include_url=False)]
-        return None, found
+        return None, [_problem(dict(entry), data, keys, where) for entry in error.errors(include_url=False)]
+    except UnicodeEncodeError as error:
+        return None, [
+            Problem(where, "$", f"half of a character, {error.object[error.start]!a}", "whole ones")
+        ]
     except RecursionError:
         return None, [Problem(where, "$", "objects nested too deeply", "fewer levels")]
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graft.errors import DataError, GraderError
 from graft.grading.observe import Observer, with_faults
-from graft.grading.python import Sandbox
-from graft.grading.sandbox import AssertionTest, CodeTest, ProgramTest
+from graft.grading.python import without_sandbox
+from graft.grading.sandbox import AssertionTest, CodeTest, ProgramTest, SandboxResult
 from graft.grading.schema import CodeTests
 from graft.grading.template import parse_template
 from graft.types import Fault, Grade, Outcome, Sample
+
+RunTests = Callable[[Sequence[tuple[str, Sequence[CodeTest]]]], Sequence[SandboxResult]]
+"""Runs each code against its tests; `Sandbox.run_tests`."""
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 _PYTHON = ("", "py", "python", "python3")
@@ -54,8 +57,8 @@ def _read_test(place: int, test: Any) -> CodeTest:
 class CodeTestsGrader:
     """Hands the code of all samples to the sandbox at once."""
 
-    def __init__(self, spec: CodeTests, observe: Observer, sandbox: Sandbox) -> None:
-        self._spec, self._observe, self._sandbox = spec, observe, sandbox
+    def __init__(self, spec: CodeTests, observe: Observer, run_tests: RunTests) -> None:
+        self._spec, self._observe, self._run_tests = spec, observe, run_tests
         self._text = parse_template(spec.input)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Grade]:
@@ -70,11 +73,9 @@ class CodeTestsGrader:
             for one, sample in zip(seen, samples, strict=True)
         ]
         try:
-            results = self._sandbox.run_tests(calls)
-        except GraderError as error:  # the sandbox itself
-            faults = {Fault.PYTHON_GRADER_SERVER: str(error)}
-            lost = Grade(None, Outcome.SANDBOX_FAILED, reason=str(error), faults=faults)
-            return [with_faults(lost, one.faults) for one in seen]
+            results = self._run_tests(calls)
+        except GraderError as error:
+            return without_sandbox(error, seen)
         grades = [self._grade(result.value, result.outcome, result.reason) for result in results]
         return [with_faults(grade, one.faults) for grade, one in zip(grades, seen, strict=True)]
 

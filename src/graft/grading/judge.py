@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graft.data.sources import shown
-from graft.grading.judge_client import Answer, JudgeClient
+from graft.grading.judge_client import Answer, JudgeClient, clipped, strict_object
 from graft.grading.observe import Observation
 from graft.grading.schema import (
     AudioPart,
@@ -37,51 +37,53 @@ ROLES = {"developer": "system"}
 def score_model(spec: ScoreModel, client: JudgeClient) -> Judge:
     """The judge's number, clipped to the range."""
     low, high = spec.range
-    messages = compile_messages(spec.input)
-    form = _answer_form(
-        {"type": "number", "description": f"The score, a number from {low:g} to {high:g}, both included."}
-    )
-    sampling = _sampling(spec.sampling_params)
-
-    def judge(seen: Observation) -> Grade:
-        answer = client.ask(
-            spec.model,
-            messages(seen.namespaces),
-            schema_name="float_score_classification",
-            schema=form,
-            sampling=sampling,
-        )
-
-        def score(result: Any) -> float | None:
-            is_number = isinstance(result, int | float) and not isinstance(result, bool)
-            if not is_number or not math.isfinite(result):
-                return None
-            return float(min(high, max(low, result)))
-
-        return _grade(answer, score, "a finite number")
-
-    return judge
+    wanted = {
+        "type": "number",
+        "description": f"The score, a number from {low:g} to {high:g}, both included.",
+    }
+    return _judge(
+        spec, client, "float_score_classification", wanted, lambda result: clipped(result, low, high), "a finite number"
+    )  # fmt: skip
 
 
 def label_model(spec: LabelModel, client: JudgeClient) -> Judge:
     """1 if the judge picks a passing label, else 0."""
-    messages = compile_messages(spec.input)
-    form = _answer_form({"type": "string", "enum": list(spec.labels), "description": "The label that fits."})
-    sampling = _sampling(spec.sampling_params)
+    wanted = {"type": "string", "enum": list(spec.labels), "description": "The label that fits."}
+
+    def score(result: Any) -> float | None:
+        return float(result in spec.passing_labels) if result in spec.labels else None
+
+    return _judge(spec, client, "label_classification", wanted, score, f"one of {', '.join(spec.labels)}")
+
+
+def _judge(
+    spec: ScoreModel | LabelModel,
+    client: JudgeClient,
+    form_name: str,
+    result: Mapping[str, Any],
+    score: Callable[[Any], float | None],
+    wanted: str,
+) -> Judge:
+    """Asks for steps and a result.
+
+    Args:
+        spec: model, messages, sampling.
+        client: knows where the model is reached.
+        form_name: name of the answer's form.
+        result: JSON schema of the result.
+        score: a result's score; None: it has none.
+        wanted: what a result should be, for the error.
+    """
+    messages, sampling = compile_messages(spec.input), _sampling(spec.sampling_params)
+    step = strict_object({"description": {"type": "string"}, "conclusion": {"type": "string"}})
+    # Steps before the result: the judge reasons first.
+    form = strict_object({"steps": {"type": "array", "items": step}, "result": dict(result)})
 
     def judge(seen: Observation) -> Grade:
         answer = client.ask(
-            spec.model,
-            messages(seen.namespaces),
-            schema_name="label_classification",
-            schema=form,
-            sampling=sampling,
+            spec.model, messages(seen.namespaces), schema_name=form_name, schema=form, sampling=sampling
         )
-
-        def score(result: Any) -> float | None:
-            return float(result in spec.passing_labels) if result in spec.labels else None
-
-        return _grade(answer, score, f"one of {', '.join(spec.labels)}")
+        return _grade(answer, score, wanted)
 
     return judge
 
@@ -146,22 +148,6 @@ def _sampling(params: SamplingParams | None) -> dict[str, Any]:
     if "max_completions_tokens" in given:  # the odd plural stands in graders alone
         given["max_completion_tokens"] = given.pop("max_completions_tokens")
     return given
-
-
-def _answer_form(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps before the result: the judge reasons first."""
-    step = {
-        "type": "object",
-        "properties": {"description": {"type": "string"}, "conclusion": {"type": "string"}},
-        "required": ["description", "conclusion"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "properties": {"steps": {"type": "array", "items": step}, "result": dict(result)},
-        "required": ["steps", "result"],
-        "additionalProperties": False,
-    }
 
 
 def _grade(answer: Answer, score: Callable[[Any], float | None], wanted: str) -> Grade:

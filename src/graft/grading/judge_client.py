@@ -16,13 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graft.data.sources import shown
+from graft.data.sources import printable, shown
 from graft.grading.libraries import import_library
 from graft.grading.pace import Pace
 from graft.types import Fault, Outcome, TokenUsage
 
 NO_KEY = "none"
 """Sent where the server wants no key: the client library insists on one."""
+
+LARGEST = 1e100
+"""Of the numbers of an embedding: larger ones are none, and their products would be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class JudgeClient:
             return Answer(stored["value"], str(stored.get("model")))
         try:
             reply = self._call(server, lambda client: _checked(client.chat.completions.create(**request)))
-        except (self._openai.OpenAIError, ValueError, OSError) as error:
+        except (self._openai.OpenAIError, ValueError, OverflowError, OSError) as error:
             return self._failure(server, error)
         answer = _read(reply, server)
         if answer.value is not None and self._cache is not None:
@@ -186,7 +189,7 @@ class JudgeClient:
                     len(texts),
                 ),
             )
-        except (self._openai.OpenAIError, ValueError, OSError) as error:
+        except (self._openai.OpenAIError, ValueError, OverflowError, OSError) as error:
             return self._failure(server, error), []
         vectors, tokens = reply
         if self._cache is not None:
@@ -230,9 +233,28 @@ class JudgeClient:
             None,
             server.model,
             fault=Fault.MODEL_GRADER_SERVER,
-            details=f"{server.model} at {server.base_url}: {type(error).__name__}: {error}"[:1000],
+            details=printable(f"{server.model} at {server.base_url}: {type(error).__name__}: {error}")[:1000],
             outcome=Outcome.TIMED_OUT if late else Outcome.CRASHED,
         )
+
+
+def strict_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object that has these properties, all of them and no other, as structured output wants it."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def clipped(value: Any, low: float, high: float) -> float | None:
+    """A judge's number within its range; None for what is no finite number, text and booleans among it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return float(min(high, max(low, value)))  # clipped first: a whole number may be too large for a float
 
 
 def _checked(reply: Any) -> Any:
@@ -247,8 +269,7 @@ def _vectors(reply: Any, count: int) -> tuple[list[list[float]], int]:
     data = getattr(reply, "data", None)
     vectors = [getattr(entry, "embedding", None) for entry in data] if isinstance(data, list) else []
     sound = len(vectors) == count and all(
-        isinstance(v, list) and v and all(isinstance(x, int | float) and math.isfinite(x) for x in v)
-        for v in vectors
+        isinstance(v, list) and v and all(clipped(x, -LARGEST, LARGEST) == x for x in v) for v in vectors
     )
     if not sound:
         raise ValueError(f"the server answered with no {count} vectors: {str(reply)[:200]}")
@@ -257,7 +278,7 @@ def _vectors(reply: Any, count: int) -> tuple[list[list[float]], int]:
 
 def _read(reply: Any, server: JudgeServer) -> Answer:
     message = reply.choices[0].message
-    model = reply.model if isinstance(reply.model, str) and reply.model else server.model
+    model = printable(reply.model) if isinstance(reply.model, str) and reply.model else server.model
     cached = getattr(getattr(reply, "usage", None), "prompt_tokens_details", None)
     usage = TokenUsage(
         prompt=_count(reply, "prompt_tokens"),
@@ -266,7 +287,7 @@ def _read(reply: Any, server: JudgeServer) -> Answer:
     )
 
     def failed(fault: Fault, details: str) -> Answer:
-        return Answer(None, model, usage, fault, details[:1000], Outcome.CRASHED)
+        return Answer(None, model, usage, fault, printable(details)[:1000], Outcome.CRASHED)
 
     refusal = getattr(message, "refusal", None)
     finish = getattr(reply.choices[0], "finish_reason", None)
@@ -274,6 +295,7 @@ def _read(reply: Any, server: JudgeServer) -> Answer:
         return failed(Fault.MODEL_GRADER_REFUSAL, f"{model} refused: {refusal or 'content filter'}")
     try:
         value = json.loads(message.content)
+        value = json.loads(printable(json.dumps(value, ensure_ascii=False)))
     except (TypeError, ValueError, RecursionError):
         cut = ", cut off at its token limit" if finish == "length" else ""
         return failed(

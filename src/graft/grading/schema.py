@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -32,8 +31,16 @@ SOURCE_LIMIT = 256 * 1024
 """Bytes of a python grader's source."""
 
 
+SAMPLE_KEYS = ("output_text", "output_json", "output_tools", "output_audio", "choices")
+"""What `sample` holds; not all of it for every sample."""
+
+
 def _template(text: str) -> str:
-    parse_template(text)
+    for reference in parse_template(text).references:
+        if reference.namespace == "sample" and reference.steps and reference.steps[0] not in SAMPLE_KEYS:
+            raise ValueError(
+                f"'{{{{{reference}}}}}', which no sample has; want one of sample.{', sample.'.join(SAMPLE_KEYS)}"
+            )
     return text
 
 
@@ -373,7 +380,14 @@ Member = (
 )
 """What may stand inside another grader."""
 
-Members = dict[str, Annotated[Member, Field(discriminator="type")]]
+
+def _check_key(key: str) -> str:
+    if not NAME.fullmatch(key):
+        raise ValueError(f"the key {key!r}; want names of letters, digits and _, for the formula")
+    return key
+
+
+Members = dict[Annotated[str, AfterValidator(_check_key)], Annotated[Member, Field(discriminator="type")]]
 
 
 class Multi(Named):
@@ -384,11 +398,6 @@ class Multi(Named):
     """Key -> grader; the keys are the formula's variables."""
 
     calculate_output: str
-
-    @field_validator("graders", mode="before")
-    @classmethod
-    def _keys_are_names(cls, value: Any) -> Any:
-        return _check_keys(value)
 
     @field_validator("calculate_output")
     @classmethod
@@ -406,11 +415,6 @@ class Weighted(Named):
     weights: dict[str, FiniteFloat]
     """Key -> weight of its score; every grader has one."""
 
-    @field_validator("graders", mode="before")
-    @classmethod
-    def _keys_are_names(cls, value: Any) -> Any:
-        return _check_keys(value)
-
     @model_validator(mode="after")
     def _one_weight_each(self) -> Weighted:
         if set(self.weights) != set(self.graders):
@@ -418,13 +422,6 @@ class Weighted(Named):
                 f"weights for {', '.join(self.weights)}; want one for each of {', '.join(self.graders)}"
             )
         return self
-
-
-def _check_keys(value: Any) -> Any:
-    for key in value if isinstance(value, Mapping) else ():
-        if not isinstance(key, str) or not NAME.fullmatch(key):
-            raise ValueError(f"the key {key!r}; want names of letters, digits and _, for the formula")
-    return value
 
 
 GraderSpec = Member | Multi | Weighted

@@ -119,9 +119,10 @@ def _meteor() -> Measure:
     corpus = import_library("nltk.corpus", "meteor").wordnet
     try:
         corpus.ensure_loaded()
-    except LookupError:
+    except (LookupError, OSError) as error:
+        found = "" if isinstance(error, LookupError) else f". What was found is not whole: {error}"
         raise GraderError(
             "meteor needs WordNet, which NLTK does not bring: python -m nltk.downloader wordnet (once, with a "
-            "network), or unpack wordnet.zip into nltk_data/corpora and set NLTK_DATA to nltk_data"
+            f"network), or unpack wordnet.zip into nltk_data/corpora and set NLTK_DATA to nltk_data{found}"
         ) from None
     return lambda text, reference: score([words(reference)], words(text), wordnet=corpus)

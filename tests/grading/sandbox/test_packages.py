@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 
 from graft.grading.sandbox.packages import PACKAGES, packages_in
+from tests.grading.sandbox.sandboxes import grader, open_sandbox
 
 
 @pytest.mark.parametrize(
@@ -21,11 +22,25 @@ from graft.grading.sandbox.packages import PACKAGES, packages_in
         ("# import numpy\nx = 'import scipy'", ""),
         ("import os, sys\nfrom . import numpy\nimport numpyx\nfrom numpy_financial import x", ""),
         ("import torch", ""),
+        ("import numpy as np\nnp.random.rand()", "numpy numpy.random"),
+        ("import random, numpy", "random numpy numpy.random"),
+        ("import random\nimport statistics", "random statistics"),
+        ("randomly = 1\nimport numpy", "numpy"),
         ("\x00\ud800import numpy\nimport " + "," * 100_000, ""),
     ],
 )
 def test_names_by_hand(source, names):
     assert packages_in(source) == set(names.split())
+
+
+def test_an_ordinary_grader_runs_nothing_after_the_fork():
+    """`random` would seed itself and `threading` make new locks in every call."""
+    source = grader(
+        "import sys\nreturn sum(name in sys.modules for name in ('random', 'threading', 'tempfile'))"
+    )
+    with open_sandbox() as fresh:
+        [result] = fresh.run_grade(source, [({}, {})])
+    assert result.value == 0.0
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGES))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from graft.data.sources import printable
 from graft.grading.sandbox.inside.run import READY
 from graft.grading.sandbox.records import CodeTest, ProgramTest, SandboxLimits, SandboxResult
 from graft.grading.sandbox.worker import Ended, WorkerLost
@@ -96,7 +97,7 @@ def _failure(ended: Ended | WorkerLost, nonce: str, limits: SandboxLimits) -> Sa
     record = _record(ended, nonce)
     if record is not None and "error" in record:
         outcome = Outcome.OVER_LIMIT if record["error"] == "memory" else Outcome.CRASHED
-        return _result(ended, outcome, _clean(str(record.get("reason", ""))))
+        return _result(ended, outcome, printable(str(record.get("reason", ""))))
     if record is not None:
         return None
     if ended.status == -signal.SIGKILL and ended.cpu_s >= limits.cpu_s - 1:
@@ -134,8 +135,3 @@ def _lines(text: str) -> list[str]:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
-
-
-def _clean(text: str) -> str:
-    """Without lone surrogates, which JSON can carry and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()

@@ -7,8 +7,7 @@ import platform
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graft.grading.sandbox.inside import kernel, system_calls
@@ -17,6 +16,9 @@ CHILD_ID = 1000
 """User and group of foreign code, where the warm parent is root of its user namespace."""
 
 _MIB = 1 << 20
+
+Limits = Sequence[tuple[int, tuple[int, int]]]
+"""Kind of limit, and its soft and hard value."""
 
 
 class FreshProcessNamespaces:
@@ -28,14 +30,13 @@ class FreshProcessNamespaces:
     def __init__(self) -> None:
         self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Fork inside this context."""
+    def next_child_gets_one(self) -> None:
+        """The next child that is forked is process 1 of a new namespace. Raises OSError."""
         kernel.unshare(kernel.CLONE_NEWPID)
-        try:
-            yield
-        finally:
-            kernel.setns(self._own, kernel.CLONE_NEWPID)
+
+    def back_to_own(self) -> None:
+        """Children are forked into this process's own namespace again. Raises OSError."""
+        kernel.setns(self._own, kernel.CLONE_NEWPID)
 
 
 def enter_own_files(limits: Mapping[str, Any]) -> None:
@@ -55,16 +56,13 @@ def enter_own_files(limits: Mapping[str, Any]) -> None:
     os.chdir("/tmp")
 
 
-def set_limits(limits: Mapping[str, Any], *, isolated: bool, data_bytes: int) -> None:
-    """Per-process limits of the kernel.
+def limits_of_call(limits: Mapping[str, Any], *, isolated: bool, data_bytes: int) -> Limits:
+    """Per-process limits of the kernel, none above what this process has.
 
     Args:
         limits: `memory_mb` and the like.
         isolated: whether bubblewrap is around this process.
         data_bytes: private memory of the warm interpreter, which the call does not pay for.
-
-    Raises:
-        OSError, ValueError: the kernel refused.
     """
     disk = limits["disk_mb"] * _MIB
     wanted = {
@@ -81,10 +79,17 @@ def set_limits(limits: Mapping[str, Any], *, isolated: bool, data_bytes: int) ->
     if isolated:  # elsewhere all processes of the user count, graft's own too
         # Process 1 of the sandbox and the warm parent count as well, unless foreign code gets a user of its own.
         wanted[resource.RLIMIT_NPROC] = limits["processes"] + (0 if os.getuid() == 0 else 2)
-    for kind, value in wanted.items():
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+    allowed = [
+        (kind, value if (hard := resource.getrlimit(kind)[1]) == resource.RLIM_INFINITY else min(value, hard))
+        for kind, value in wanted.items()
+    ]
+    return [(kind, (value, value)) for kind, value in allowed]
+
+
+def set_limits(limits: Limits) -> None:
+    """Raises OSError or ValueError where the kernel refuses."""
+    for kind, pair in limits:
+        resource.setrlimit(kind, pair)
 
 
 def filter_here(*, isolated: bool) -> bytes | None:

@@ -24,7 +24,6 @@ import signal
 import site
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -32,45 +31,13 @@ from typing import Any
 from graft.grading.sandbox.inside import confine, run
 
 ALWAYS = (
-    *(
-        "ast",
-        "bisect",
-        "collections.abc",
-        "copy",
-        "csv",
-        "datetime",
-        "dataclasses",
-        "decimal",
-        "difflib",
-        "enum",
-    ),
-    *(
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-        "html",
-        "io",
-        "itertools",
-        "json",
-        "math",
-        "numbers",
-        "operator",
-    ),
-    *(
-        "pathlib",
-        "random",
-        "re",
-        "statistics",
-        "string",
-        "subprocess",
-        "textwrap",
-        "time",
-        "typing",
-        "unicodedata",
-    ),
-)
-"""Modules of the standard library that graders often use."""
+    *("ast", "bisect", "collections.abc", "copy", "csv", "datetime", "dataclasses", "decimal", "difflib", "enum"),
+    *("fractions", "functools", "hashlib", "heapq", "html", "io", "itertools", "json", "math", "numbers"),
+    *("operator", "pathlib", "re", "string", "textwrap", "time", "typing", "unicodedata"),
+)  # fmt: skip
+"""Modules of the standard library that graders often use. None that runs code after every fork, as `random` (seeds
+itself) and `threading` (new locks) do: that would cost each call a tenth of its time. Sources that name them get them
+in time: see `packages.py`."""
 
 DESCRIPTORS = 256
 """Open files of a process."""
@@ -95,14 +62,9 @@ class WarmParent:
         self.limits = limits
         self._namespaces = confine.FreshProcessNamespaces() if isolated else None
         self._filter = confine.filter_here(isolated=isolated)
-        self._data_bytes = 0
+        self._child_limits: confine.Limits = []
         self._received = b""
         self._pipes: list[int] = []
-        self._wake, wake = os.pipe()
-        for end in (self._wake, wake):
-            os.set_blocking(end, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler the next line has no effect
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
     def serve(self) -> None:
         """Answer until graft closes the socket."""
@@ -123,24 +85,20 @@ class WarmParent:
             with suppress(Exception):
                 importlib.import_module(name)
                 found.append(name)
-        self._data_bytes = _data_bytes()
+        self._child_limits = confine.limits_of_call(
+            self.limits, isolated=self.isolated, data_bytes=_data_bytes()
+        )
         gc.collect()
         gc.freeze()  # collections in children shall not touch, and so copy, these objects
         return found
 
     def _call(self) -> dict[str, Any]:
         pipes, self._pipes = self._pipes, []
-        folder = None if self.isolated else tempfile.mkdtemp(prefix="graft-")
+        folder = None if self.isolated else _new_folder()
         try:
-            if self._namespaces is None:
-                child = os.fork()
-                if child == 0:
-                    self._become_child(pipes, folder)
-            else:
-                with self._namespaces():
-                    child = os.fork()
-                    if child == 0:
-                        self._become_child(pipes, folder)
+            child = self._fork()
+            if child == 0:
+                self._become_child(pipes, folder)
         finally:
             for pipe in pipes:
                 os.close(pipe)
@@ -151,6 +109,19 @@ class WarmParent:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         return ended
+
+    def _fork(self) -> int:
+        if self._namespaces is None:
+            return os.fork()
+        self._namespaces.next_child_gets_one()
+        try:
+            child = os.fork()
+        except BaseException:
+            self._namespaces.back_to_own()
+            raise
+        if child:
+            self._namespaces.back_to_own()
+        return child
 
     def _become_child(self, pipes: list[int], folder: str | None) -> None:
         """Set the cage up, run the call, end the process. Never returns."""
@@ -164,8 +135,6 @@ class WarmParent:
             os._exit(status)
 
     def _child(self, pipes: list[int], folder: str | None) -> int:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # a signal to the own process group must not reach the warm parent
         aside = [fcntl.fcntl(pipe, fcntl.F_DUPFD, DESCRIPTORS // 2) for pipe in pipes]
         payload, result, output = (os.dup2(pipe, 3 + place) for place, pipe in enumerate(aside))
@@ -176,10 +145,9 @@ class WarmParent:
             confine.enter_own_files(self.limits)
         else:
             os.chdir(folder)
-        confine.set_limits(self.limits, isolated=self.isolated, data_bytes=self._data_bytes)
+        confine.set_limits(self._child_limits)
         confine.give_up_rights(self._filter, isolated=self.isolated)
-        with open(payload, "rb") as file:
-            call = json.loads(file.read())
+        call = json.loads(_read_to_end(payload))
         if "numpy.random" in sys.modules:  # `random` does this by itself
             sys.modules["numpy.random"].seed()
         os.write(result, run.READY)
@@ -188,15 +156,15 @@ class WarmParent:
     def _wait(self, child: int) -> dict[str, Any]:
         """Until the call has ended, or has to be ended."""
         over = None
+        ending = _ending(child)
         while True:
+            ready, _, _ = select.select([self.channel, *ending], [], [], MEMORY_CHECK_S)
             ended, status, usage = os.wait4(child, os.WNOHANG)
             if ended:
+                for descriptor in ending:
+                    os.close(descriptor)
                 cpu_s = usage.ru_utime + usage.ru_stime
                 return {"status": os.waitstatus_to_exitcode(status), "cpu_s": cpu_s, "over": over}
-            ready, _, _ = select.select([self.channel, self._wake], [], [], MEMORY_CHECK_S)
-            if self._wake in ready:
-                with suppress(BlockingIOError):
-                    os.read(self._wake, 4096)
             if self.channel in ready:
                 try:
                     kill = "kill" in self._next_message()
@@ -233,6 +201,25 @@ class WarmParent:
 
     def _answer(self, message: dict[str, Any]) -> None:
         self.channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _ending(child: int) -> list[int]:
+    """A descriptor that can be read when the child has ended; none but on Linux, where `_wait` looks now and then."""
+    return [os.pidfd_open(child)] if hasattr(os, "pidfd_open") else []
+
+
+def _read_to_end(pipe: int) -> str:
+    parts = []
+    while part := os.read(pipe, 1 << 16):
+        parts.append(part)
+    os.close(pipe)
+    return b"".join(parts).decode()
+
+
+def _new_folder() -> str:
+    import tempfile  # brings `random`: see `ALWAYS`
+
+    return tempfile.mkdtemp(prefix="graft-")
 
 
 def _memory_of_others() -> int:
