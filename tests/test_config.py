@@ -168,7 +168,7 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
         ("algorithm.clip.low", 1.0, "less than 1"),
         ("algorithm.clip.high", -0.1, "greater than or equal to 0"),
         ("algorithm.scale", "std", "'group_std', 'batch_std' or 'none'"),
-        ("algorithm.kl.estimator", "k4", "'k1', 'k2' or 'k3'"),
+        ("algorithm.kl.estimator", "k4", "'k1', 'k2', 'k3' or 'exact'"),
         ("checkpoints.keep_last", 0, "greater than or equal to 1"),
         ("rollout.slots", 0, "greater than or equal to 1"),
     ],

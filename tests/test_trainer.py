@@ -13,9 +13,11 @@ import torch
 from graft.algorithms import ALGORITHMS
 from graft.assemble import Parts, assemble
 from graft.config_file import check_config
-from graft.crediting import Evidence, StepCredit
+from graft.crediting import Evidence, StepCredit, scored_samples, shaped_rewards
+from graft.objective.kl import exact_kl
 from graft.phases import phases_of
 from graft.state.checkpoint import Checkpoints
+from graft.step_records import mean_kl
 from graft.trainer import Trainer, everything, minibatches
 from graft.types import Credit, Grade
 from graft.update.step import StepResult
@@ -165,6 +167,90 @@ def test_the_policy_that_sampled_as_anchor(open_trainer):
     assert set(own.anchor_logprobs) == {1, 2, 3, 4}
     for node, anchor in own.anchor_logprobs.items():
         np.testing.assert_array_equal(anchor, own.old_logprobs[node])
+
+
+def exact(**changes: Any) -> dict[str, Any]:
+    return {"kl": {"coefficient": 0.1, "estimator": "exact", **changes}}
+
+
+def test_the_exact_kl_in_the_loss(open_trainer):
+    """The anchor's states are held, and the penalty is 0 until the policy moves."""
+    trainer, _ = open_trainer({"name": "grpo", "updates_per_batch": 2, **exact()})
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], anchor=True)
+    assert {n: s.shape for n, s in own.anchor_states.items()} == {
+        n: (len(tree.nodes[n]), 32) for n in range(1, 5)
+    }
+    assert own.kl == {}
+    ones = everything(tree)
+    idle = StepCredit([Credit({n: 0 * a for n, a in ones.advantages.items()}, ones.weights)], 1, 1, [4])
+    first = trainer.update(1, {"policy": 1e-2}, [tree], idle, [own], progress=None, where="")
+    assert first.loss == pytest.approx(0, abs=1e-5)
+    one_step_away = trainer.appraise([tree], [everything(tree)], old=True, anchor=True)
+    assert all((kl >= -1e-6).all() for kl in one_step_away[0].kl.values())
+    assert first.gradient_norm < 1e-3
+
+
+def test_the_exact_kl_to_a_policy_that_has_moved(open_trainer):
+    """With the policy's weights moved by hand: against both models' whole distributions."""
+    trainer, parts = open_trainer({"name": "grpo", **exact(place="reward")}, sampling={"temperature": 0.7})
+    assert any("exact" in note for note in parts.notes)
+    assert trainer.anchor is not None
+    with torch.no_grad():
+        for parameter in parts.policy.plain.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], old=True, anchor=True)
+    assert own.anchor_states == {}  # the reward needs numbers alone
+    models = [parts.policy.plain, trainer.anchor.model]
+    for leaf in tree.leaves():
+        path = torch.tensor([t for i in tree.path(leaf) for t in tree.nodes[i].tokens.tolist()])
+        log_p = []
+        for model in models:
+            model.set_attn_implementation("sdpa")
+            with torch.no_grad():
+                logits = model(input_ids=path[None]).logits[0].double() / 0.7
+            log_p.append(logits[-len(tree.nodes[leaf]) - 1 : -1].log_softmax(-1))
+        slow = exact_kl(*log_p)
+        assert slow.min() > 1e-3
+        np.testing.assert_allclose(own.kl[leaf], slow.numpy(), rtol=1e-3, atol=1e-5)
+        for each in (own.old_logprobs[leaf], own.anchor_logprobs[leaf]):
+            assert each.shape == slow.shape
+    evidence = Evidence([tree], [{leaf: Grade(1.0) for leaf in tree.leaves()}], appraisals=[own], longest=16)
+    samples = scored_samples(evidence)
+    rewards = shaped_rewards(evidence, samples, trainer.phase.settings)
+    by_hand = [1 - 0.1 * own.kl[sample.leaf].sum() for sample in samples]
+    assert rewards.tolist() == pytest.approx(by_hand, rel=1e-6)
+    assert mean_kl([own]) == pytest.approx(np.concatenate(list(own.kl.values())).mean(), rel=1e-6)
+
+
+def test_the_exact_kl_to_the_policy_that_sampled(open_trainer):
+    """Its head is that of before the update, also where the update moves it."""
+    trainer, parts = open_trainer(
+        {"name": "rft", "updates_per_batch": 3, **exact(anchor="rollout", coefficient=10.0)}
+    )
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], old=True, anchor=True)
+    assert not any(kl.any() for kl in own.kl.values())
+    before = parts.forward.head_weight.detach().clone()
+    ones = everything(tree)
+    credit = Credit(ones.advantages, ones.weights, ones.advantages, ones.weights)
+    results = [
+        trainer.update(
+            number,
+            {"policy": 1e-2, "value": 0.0},
+            [tree],
+            StepCredit([credit], 1, 1, [4]),
+            [own],
+            progress=None,
+            where="",
+        )
+        for number in (1, 2)
+    ]
+    assert not torch.equal(parts.forward.head_weight, before)
+    assert trainer._rollout_head is not None
+    torch.testing.assert_close(trainer._rollout_head, before, rtol=0, atol=0)
+    assert all(np.isfinite(result.loss) for result in results)
 
 
 def test_appraisals_of_a_policy_that_stands_still_are_its_own(open_trainer):

@@ -26,6 +26,7 @@ from graft.kernels.accelerate import accelerate
 from graft.kernels.products import training_kernels
 from graft.memory import keep_freed_memory
 from graft.model import AdapterSettings, Policy, load_model, sliding_window
+from graft.objective.kl import EXACT
 from graft.platform import read_cpu
 from graft.rollout import llama_decoder
 from graft.rollout.decoder import Decoder
@@ -121,6 +122,11 @@ def assemble(
     kl = getattr(config.algorithm, "kl", None)
     if kl is not None and getattr(kl, "of", "policy") == "rollout" and kl.coefficient:
         notes.append("algorithm.kl.of = 'rollout': KL is reported (kl_to_initial) and trains nothing")
+    if kl is not None and kl.in_reward and kl.estimator == EXACT:
+        notes.append(
+            "algorithm.kl.estimator = 'exact' in the reward charges tokens for the states that they lead to, not for "
+            "their own choice: 'k1' there has both parts, and 'exact' with kl.place = 'loss' the second"
+        )
     dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
     if dropped:
         notes.append(

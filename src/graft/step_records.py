@@ -147,7 +147,11 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
 
 
 def mean_kl(appraisals: Sequence[Appraisal]) -> float | None:
-    """KL of the policy that sampled to its anchor, k3 over the appraised tokens; None where there are none."""
+    """KL of the policy that sampled to its anchor: the exact one where it was asked for, else k3, over the appraised
+    tokens; None where there are none."""
+    exact = [kl for own in appraisals for kl in own.kl.values()]
+    if exact:
+        return float(np.concatenate(exact).mean(dtype=np.float64))
     pairs = [
         (own.old_logprobs[node], anchor) for own in appraisals for node, anchor in own.anchor_logprobs.items()
     ]

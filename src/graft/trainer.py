@@ -15,12 +15,14 @@ from graft.assemble import Parts, build_forward, frozen_copy
 from graft.crediting import StepCredit
 from graft.memory import memory_errors
 from graft.model import plain_state
+from graft.objective.kl import EXACT
 from graft.phases import Phase
 from graft.report.metrics import Stage
 from graft.state import checkpoint
 from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.tree import Tree
 from graft.types import Appraisal, Credit
+from graft.update.head import AnchorHead
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward
 from graft.update.step import (
@@ -60,6 +62,8 @@ class Trainer:
         self.value = self._open_value()
         self.forward = PolicyForward(parts.forward.model, parts.forward.precision, self.value)
         self.anchor = self._open_anchor(checkpoints, done)
+        self.exact_kl = asks_exact_kl(phase)
+        self._rollout_head: Tensor | None = None
         self.optimizer = self._open_optimizer()
         if done and restored is not None:
             if self.value is not None:
@@ -90,24 +94,46 @@ class Trainer:
             anchor: whether the KL anchor is asked.
             progress: called after each micro-batch with its tokens.
         """
-        appraisals = [Appraisal({}, {}, {}) for _ in trees]
-        on_rollout = anchored_on_rollout(self.phase)
+        appraisals = [Appraisal({}, {}, {}, {}, {}) for _ in trees]
         with memory_errors("the update", UPDATE_MEMORY), torch.no_grad():
+            if anchor and self.exact_kl and anchored_on_rollout(self.phase):
+                self._rollout_head = self.forward.head_weight.detach().clone()
             for batch in self.pack(trees, trained):
-                if old or (anchor and on_rollout):
-                    scores = self.forward(batch, temperature=self.temperature)
-                    _put(batch, scores.logprobs, [own.old_logprobs for own in appraisals])
-                    if scores.values is not None:
-                        _put(batch, scores.values, [own.old_values for own in appraisals])
-                    if anchor and on_rollout:
-                        _put(batch, scores.logprobs, [own.anchor_logprobs for own in appraisals])
-                if anchor and not on_rollout:
-                    assert self.anchor is not None
-                    scores = self.anchor(batch, temperature=self.temperature)
-                    _put(batch, scores.logprobs, [own.anchor_logprobs for own in appraisals])
+                self._appraise_batch(batch, appraisals, old=old, anchor=anchor)
                 if progress is not None:
                     progress(len(batch.tokens))
         return appraisals
+
+    def _appraise_batch(
+        self, batch: MicroBatch, appraisals: Sequence[Appraisal], *, old: bool, anchor: bool
+    ) -> None:
+        """Hand the nodes of a micro-batch what the networks say of them."""
+        settings, temperature = self.phase.settings, self.temperature
+        on_rollout = anchored_on_rollout(self.phase)
+        states = self.forward.states(batch) if old or (anchor and on_rollout) else None
+        beside = None
+        if anchor:
+            asked = self.forward if on_rollout else self.anchor
+            assert asked is not None
+            own = asked.states(batch) if states is None or not on_rollout else states
+            if not on_rollout:
+                scores = asked.score(own, batch, temperature=temperature)
+                _put(batch, scores.logprobs, [each.anchor_logprobs for each in appraisals])
+            if self.exact_kl:
+                beside = AnchorHead(own, asked.head_weight)
+                if isinstance(settings, Sampled) and settings.kl.in_loss:
+                    tokens = own.index_select(0, batch.predictions)
+                    _put(batch, tokens, [each.anchor_states for each in appraisals])
+        if states is None:
+            return
+        scores = self.forward.score(states, batch, temperature=temperature, anchor=beside)
+        _put(batch, scores.logprobs, [each.old_logprobs for each in appraisals])
+        if anchor and on_rollout:
+            _put(batch, scores.logprobs, [each.anchor_logprobs for each in appraisals])
+        if scores.kl is not None:
+            _put(batch, scores.kl, [each.kl for each in appraisals])
+        if scores.values is not None:
+            _put(batch, scores.values, [each.old_values for each in appraisals])
 
     def pack(
         self,
@@ -218,7 +244,15 @@ class Trainer:
             temperature=self.temperature,
             entropy_gradient=isinstance(settings, Sampled) and settings.entropy.coefficient != 0,
             value=ValueTerm(value.coefficient, value.clip) if value is not None and joint else None,
+            anchor_head=self._anchor_head(),
         )
+
+    def _anchor_head(self) -> Tensor | None:
+        """What turns the anchor's states into its distribution, where the loss holds the exact KL to it."""
+        settings = self.phase.settings
+        if not (self.exact_kl and isinstance(settings, Sampled) and settings.kl.in_loss):
+            return None
+        return self._rollout_head if self.anchor is None else self.anchor.head_weight
 
     def _policy_alone(self) -> PolicyForward:
         """Without the value model: its forward pass would be in vain."""
@@ -289,6 +323,11 @@ def anchored_on_rollout(phase: Phase) -> bool:
 def penalised(phase: Phase) -> bool:
     """Whether leaving the anchor costs something, in the loss or in the reward."""
     return isinstance(phase.settings, Sampled) and phase.settings.kl.coefficient != 0
+
+
+def asks_exact_kl(phase: Phase) -> bool:
+    """Whether the KL over the whole vocabulary is asked for."""
+    return isinstance(phase.settings, Sampled) and penalised(phase) and phase.settings.kl.estimator == EXACT
 
 
 def everything(tree: Tree) -> Credit:

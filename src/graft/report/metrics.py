@@ -221,7 +221,10 @@ _DECLARED = (
     Metric("clipped_share", "share", "Share of trained tokens whose gradient the clip stopped."),
     Metric("ratio_max", "", "Largest probability ratio, new policy to old, over the trained tokens."),
     Metric(
-        "kl_per_completion", "nats", "Mean over completions of the sum of their tokens' k1 to the KL anchor."
+        "kl_per_completion",
+        "nats",
+        "Mean over completions of the sum of their tokens' KL to the anchor: `k1`, or `exact` where that is the "
+        "estimator.",
     ),
     Metric(
         "kl_coefficient", "", "β, the weight of the KL penalty in the reward, where it follows `kl.target`."
