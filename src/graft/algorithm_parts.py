@@ -103,6 +103,16 @@ class Entropy(Section):
     """Weight of the entropy (nats a token) in the objective; positive keeps the policy random."""
 
 
+class EarlyStopping(Section):
+    """Ends supervised training when the loss on held-out rows falls no longer."""
+
+    patience: int = Field(default=3, ge=1)
+    """Measurements in a row without improvement after which training ends."""
+
+    minimum_improvement: float = Field(default=0.0, ge=0)
+    """Nats a token: a loss counts as improved when it is lower than the best so far by more than this."""
+
+
 class Overlong(Section):
     """What becomes of completions that are too long."""
 

@@ -14,9 +14,10 @@ from graft.collect import Drawn, collect
 from graft.crediting import Evidence, StepCredit, credit_needs_appraisal
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
-from graft.evaluation import evaluate
+from graft.evaluation import Evaluation
 from graft.grading.beside import GradingBeside
 from graft.interrupt import Interrupt
+from graft.measuring import early_stop, evaluate_held_out, validate_held_out
 from graft.memory import memory_errors, peak_memory_gb, return_freed_memory
 from graft.model import plain_state
 from graft.phases import Phase, phases_of
@@ -30,7 +31,7 @@ from graft.rollout.grow_trees import Shape, grow_trees
 from graft.state import checkpoint
 from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
-from graft.step_records import Step, evaluation_record, mean_kl, step_clock, step_record
+from graft.step_records import Step, Validation, evaluation_record, mean_kl, step_clock, step_record
 from graft.thoughts import ThoughtCritic
 from graft.trainer import Trainer, everything, penalised
 from graft.tree import Tree
@@ -85,13 +86,17 @@ class Loop:
         while not self.has_ended(phase):
             if self.state.measuring_due:  # the run was stopped between a step and its measurement
                 self.measure(Moment.DURING)
+                continue
             if cursor.remaining == 0:
                 self.terminal.say("the training rows are used up: the run ends here")
                 return
             drawn_before = self.state.generated_tokens
             with step_clock(self.state.steps.get(phase.stage, 0) + 1) as step:
                 self.step(phase, step, cursor)
+                if _due(phase.validate_every, step.number):
+                    step.validation = validate_held_out(self.parts, phase, progress=self.on_microbatch)
             self.record_step(phase, step, cursor)
+            self.watch(phase, step.validation, step.number)
             if self.has_ended(phase):
                 break
             self.state.measuring_due = phase.stage is Stage.TRAIN and self.is_measuring_due(
@@ -100,11 +105,13 @@ class Loop:
             self.interrupt.check()
             if self.state.measuring_due:
                 self.measure(Moment.DURING)
-            if _due(self.config.checkpoints.every, step.number):
+            if not self.has_ended(phase) and _due(self.config.checkpoints.every, step.number):
                 self.save()
 
     def has_ended(self, phase: Phase) -> bool:
         """Whether nothing of it is left to do."""
+        if phase.stage in self.state.stopped_early:
+            return True
         steps = self.state.steps.get(phase.stage, 0)
         return phase.ended(steps=steps, generated_tokens=self.state.generated_tokens)
 
@@ -300,52 +307,59 @@ class Loop:
         )
 
     def measure(self, moment: Moment) -> None:
-        """Sample and grade held-out rows; before and after training all of them, once."""
-        settings, parts = self.config.evaluation, self.parts
-        if (
-            not parts.held_out
-            or parts.engine is None
-            or parts.grader is None
-            or moment in self.state.measured
-        ):
+        """Measure on held-out rows; before and after training on all of them, once."""
+        samples = self.parts.engine is not None and self.parts.grader is not None
+        phase = self.phases[0 if moment in (Moment.BEFORE, Moment.AFTER_WARM_START) else -1]
+        if not self.parts.held_out or moment in self.state.measured or not (samples or phase.validates):
             return
-        during = moment is Moment.DURING
-        prompts = parts.held_out[: settings.rows] if during else parts.held_out
+        began = time.perf_counter()
+        validation = validate_held_out(self.parts, phase, progress=self.on_microbatch)
+        evaluation = self.evaluate(moment) if samples else None
+        done = self.state.steps.get(Stage.TRAIN, 0)
+        self.append(
+            evaluation_record(
+                evaluation,
+                validation,
+                moment=moment,
+                step=done,
+                generated_tokens=self.state.generated_tokens,
+                seconds=time.perf_counter() - began,
+            )
+        )
+        if moment is not Moment.DURING:
+            self.state.measured.append(str(moment))
+        if evaluation is not None:
+            self.state.score = evaluation.accuracy.mean
+            if moment is not Moment.DURING:
+                for tree, grades in zip(evaluation.trees, evaluation.grades, strict=True):
+                    self.folder.append_tree(
+                        tree_record(
+                            done, Stage.EVALUATION, tree, grades, self.parts.encoder.decode, moment=moment
+                        )
+                    )
+        elif validation is not None:
+            self.state.score = -validation.loss
+        self.state.measuring_due = False
+        self.watch(phase, validation, self.state.steps.get(phase.stage, 0))
+
+    def evaluate(self, moment: Moment) -> Evaluation:
+        """Sample and grade held-out rows, between training steps the first of them."""
+        during, rows = moment is Moment.DURING, self.parts.held_out
+        prompts = rows[: self.config.evaluation.rows] if during else rows
         if not during:
             self.terminal.begin(Activity.MEASURING, len(prompts))
-        began = time.perf_counter()
         self.load_engine()
-        with memory_errors("the evaluation", "rollout.slots or sampling.max_new_tokens"):
-            evaluation = evaluate(
-                parts.engine,
-                prompts,
-                parts.grader,
-                parts.encoder.decode,
-                samples=settings.samples,
-                sampling=sampling_settings(self.config.sampling, temperature=settings.temperature),
-                threshold=settings.threshold,
-                seed=self.config.seed,
-                max_failure_rate=self.config.grading.max_failure_rate,
-                progress=self.on_tokens,
-                waiting=self.interrupt.check,
-            )
-        done = self.state.steps.get(Stage.TRAIN, 0)
-        record = evaluation_record(
-            evaluation,
-            moment=moment,
-            step=done,
-            generated_tokens=self.state.generated_tokens,
-            seconds=time.perf_counter() - began,
-        )
-        self.append(record)
-        if not during:
-            self.state.measured.append(str(moment))
-            for tree, grades in zip(evaluation.trees, evaluation.grades, strict=True):
-                self.folder.append_tree(
-                    tree_record(done, Stage.EVALUATION, tree, grades, parts.encoder.decode, moment=moment)
-                )
-        self.state.score = evaluation.accuracy.mean
-        self.state.measuring_due = False
+        return evaluate_held_out(self.parts, prompts, progress=self.on_tokens, waiting=self.interrupt.check)
+
+    def watch(self, phase: Phase, validation: Validation | None, steps: int) -> None:
+        """End the phase after so many steps if its validation loss falls no longer."""
+        if validation is None or self.has_ended(phase):
+            return
+        reason = early_stop(self.state, phase, validation.loss)
+        if reason is not None:
+            line = f"{ACTIVITIES[phase.stage]} ended early, after step {steps}: {reason}"
+            self.state.stopped_early[phase.stage] = line
+            self.terminal.say(line)
 
     # -- where the run stands ----------------------------------------------------------------------------------
 

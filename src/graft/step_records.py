@@ -22,6 +22,16 @@ from graft.types import Appraisal, Grade, StopReason
 from graft.update.step import StepResult
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The loss on worked completions of held-out rows."""
+
+    loss: float
+    """Nats a token."""
+
+    rows: int
+
+
 @dataclass(slots=True)
 class Step:
     """One step in progress; filled stage by stage."""
@@ -45,6 +55,9 @@ class Step:
 
     result: StepResult | None = None
     kl_to_initial: float | None = None
+    validation: Validation | None = None
+    """Of a warm start, whose other measurements are not between its steps."""
+
     seconds: dict[str, float] = field(default_factory=dict)
     """Part of the step -> wall-clock time."""
 
@@ -92,6 +105,7 @@ def step_record(
         "step_seconds": step.seconds["step"],
         "update_seconds": step.seconds["update"],
         "peak_memory_gb": peak_memory_gb,
+        "validation_loss": None if step.validation is None else step.validation.loss,
     }
     if not step.grades:
         return record
@@ -171,14 +185,29 @@ def _part_means(grades: Sequence[Grade]) -> dict[str, float]:
 
 
 def evaluation_record(
-    evaluation: Evaluation, *, moment: Moment, step: int, generated_tokens: int, seconds: float
+    evaluation: Evaluation | None,
+    validation: Validation | None = None,
+    *,
+    moment: Moment,
+    step: int,
+    generated_tokens: int,
+    seconds: float,
 ) -> dict[str, object]:
-    """The metrics of a measurement on held-out rows."""
+    """The metrics of a measurement on held-out rows. What was not measured is left out."""
     record: dict[str, object] = {
         "step": step,
         "stage": str(Stage.EVALUATION),
         "moment": str(moment),
         "generated_tokens": generated_tokens,
+        "evaluation_seconds": seconds,
+    }
+    if validation is not None:
+        record |= {"validation_loss": validation.loss, "validation_rows": validation.rows}
+    return record if evaluation is None else record | _sampled_metrics(evaluation)
+
+
+def _sampled_metrics(evaluation: Evaluation) -> dict[str, object]:
+    record: dict[str, object] = {
         "held_out_accuracy": evaluation.accuracy.mean,
         "held_out_low": evaluation.accuracy.low,
         "held_out_high": evaluation.accuracy.high,
@@ -186,7 +215,6 @@ def evaluation_record(
         "held_out_length_mean": evaluation.length_mean,
         "held_out_truncated_share": evaluation.truncated_share,
         "held_out_rows": evaluation.rows,
-        "evaluation_seconds": seconds,
     }
     parts = _part_means([grade for own in evaluation.grades for grade in own.values()])
     return (

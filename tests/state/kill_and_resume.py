@@ -86,6 +86,11 @@ ALGORITHMS = {
         "critic": {"type": "function", "function": "grader.py:critic"},
         "updates_per_batch": 2,
     },
+    "sft": {  # a loss that falls by less than a nat is no improvement: training ends after its fourth step
+        "name": "sft",
+        "worked": "grader.py:worked",
+        "early_stopping": {"patience": 2, "minimum_improvement": 1.0},
+    },
     "ppo-separate": {
         "name": "ppo",
         "group_size": 2,
@@ -95,6 +100,8 @@ ALGORITHMS = {
 
 
 def settings(model: str, work: str, engine: str, adapter: bool, algorithm: str) -> dict:
+    # the warm start ends after its first step
+    stops = {"validate_every": 1, "early_stopping": {"patience": 1, "minimum_improvement": 1.0}}
     return {
         "run": "unset",
         "base": work,
@@ -106,7 +113,8 @@ def settings(model: str, work: str, engine: str, adapter: bool, algorithm: str) 
         "rollout": {"engine": engine, "slots": 6},
         "training": {"prompts_per_step": 3, "steps": 6, "microbatch_tokens": 64},
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
-        "warm_start": {"worked": "grader.py:worked", "steps": 2, "rows_per_step": 4},
+        "warm_start": {"worked": "grader.py:worked", "steps": 2, "rows_per_step": 4}
+        | (stops if algorithm == "sft" else {}),
         "evaluation": {"every": 2, "samples": 2},
         "checkpoints": {"every": 1, "keep_last": 2, "keep_best": 1},
         "report": {"kl_every": 2},

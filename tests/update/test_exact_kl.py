@@ -63,10 +63,11 @@ def test_against_whole_distributions(tiny_model_folder, budget, cut_off):
         policy = load(tiny_model_folder, torch.float64)
         tree = truncated(tree, rng, vocabulary=policy.config.vocab_size)
     policy, anchor = (moved(load(tiny_model_folder, torch.float64), seed) for seed in (1, 2))
-    expected = sum(
+    parts = [
         (slow(policy, anchor, tree, node) * torch.from_numpy(weights)).sum()
         for node, weights in credit.weights.items()
-    )
+    ]
+    expected = torch.stack(parts).sum()
     wanted = torch.autograd.grad(expected, list(policy.parameters()))
     forward, fixed = (PolicyForward(model, Precision("exact", CPU)) for model in (policy, anchor))
     own = Appraisal(anchor_states={})

@@ -310,6 +310,17 @@ _DECLARED = (
     ),
     # Held-out rows
     Metric(
+        "validation_loss",
+        "nats/token",
+        "Cross-entropy of the worked completions of held-out rows, reduced as `loss`: of the first `evaluation.rows` "
+        "rows, or of all.",
+        "Validation loss",
+        "worse",
+        (Stage.WARM_START, Stage.EVALUATION),
+        special=True,
+    ),
+    Metric("validation_rows", "rows", "Held-out rows with a worked completion.", stages=MEASURING),
+    Metric(
         "held_out_accuracy",
         "share",
         "Share of held-out samples with a score of at least `evaluation.threshold`.",
