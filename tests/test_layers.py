@@ -178,6 +178,7 @@ MANY = {
     "assemble",
     "runs",
     "thoughts",
+    "drawing",
     "trainer",
     "trial",
     "api",
@@ -198,7 +199,18 @@ def test_only_the_loop_and_what_is_above_it_know_many_stages():
 
 
 def test_nobody_below_imports_the_loop():
-    above = {"loop", "assemble", "measuring", "runs", "trainer", "trial", "api", "comparison", "cli"}
+    above = {
+        "loop",
+        "assemble",
+        "drawing",
+        "measuring",
+        "runs",
+        "trainer",
+        "trial",
+        "api",
+        "comparison",
+        "cli",
+    }
     for name in MODULES:
         if part(name) not in above | {"", "__main__"}:  # these hand out the public names and the command
             assert not {part(other) for other in own_imports(name)} & above, name

@@ -89,7 +89,7 @@ def collect(
         return Collected(draw(places, 0) if places else Drawn(), Drawn(), 1)
     useful, useless, sizes = Drawn(), Drawn(), []
     while len(sizes) < max_rounds and len(useful.trees) < wanted:
-        places = take(_needed(wanted, len(useful.trees), len(useless.trees)))
+        places = take(needed(wanted, len(useful.trees), len(useless.trees)))
         if not places:
             break
         for entry in draw(places, len(sizes)).entries():
@@ -108,8 +108,8 @@ def has_signal(grades: Mapping[int, Grade]) -> bool:
     return len({grade.score for grade in grades.values() if grade.score is not None}) > 1
 
 
-def _needed(wanted: int, useful: int, useless: int) -> int:
-    """Prompts of the next round."""
+def needed(wanted: int, useful: float, useless: float) -> int:
+    """Prompts of the next round, given how many groups had signal and how many had none."""
     missing = wanted - useful
     if useful + useless == 0:
         return missing

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from graft.algorithm_settings import GRFT, SFT, Sampled
 from graft.algorithms import ALGORITHMS, Algorithm
-from graft.assemble import Parts, load_worked, sampling_settings
+from graft.assemble import Parts, load_worked
 from graft.collect import Drawn, collect
 from graft.crediting import Evidence, StepCredit, credit_needs_appraisal
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
+from graft.drawing import criticise, draw
 from graft.evaluation import Evaluation
 from graft.grading.beside import GradingBeside
 from graft.interrupt import Interrupt
 from graft.measuring import early_stop, evaluate_held_out, validate_held_out
-from graft.memory import memory_errors, peak_memory_gb, return_freed_memory
+from graft.memory import peak_memory_gb, return_freed_memory
 from graft.model import plain_state
 from graft.phases import Phase, phases_of
 from graft.report.metrics import Moment, Stage
@@ -26,16 +27,13 @@ from graft.report.run_folder import RunFolder
 from graft.report.terminal import Activity, Terminal
 from graft.report.trees import tree_record
 from graft.rollout.engine import Finished
-from graft.rollout.grow import grow_groups
-from graft.rollout.grow_trees import Shape, grow_trees
 from graft.state import checkpoint
 from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
 from graft.step_records import Step, Validation, evaluation_record, mean_kl, step_clock, step_record
-from graft.thoughts import ThoughtCritic
 from graft.trainer import Trainer, everything, penalised
 from graft.tree import Tree
-from graft.types import Grade, Prompt, Purpose
+from graft.types import Grade, Prompt
 from graft.update.step import POLICY, StepResult
 
 ACTIVITIES = {Stage.WARM_START: Activity.WARM_START, Stage.TRAIN: Activity.TRAINING}
@@ -148,14 +146,12 @@ class Loop:
         with step.timed("load"):
             self.load_engine()
 
-        def draw(places: Sequence[int], attempt: int) -> Drawn:
+        def draw_round(places: Sequence[int], attempt: int) -> Drawn:
             prompts = [self.parts.train[place] for place in places]
             with self.grading() as beside:
                 with step.timed("sample"):
-                    if isinstance(phase.settings, GRFT):
-                        trees = self.sample_trees(phase.settings, step.number, attempt, prompts)
-                    else:
-                        trees = self.sample(phase, step.number, attempt, prompts, beside.finished(prompts))
+                    finished = None if isinstance(phase.settings, GRFT) else beside.finished(prompts)
+                    trees = self.sample(phase, step.number, attempt, prompts, finished)
                 with step.timed("grade"):
                     grades = self.grade(beside, trees)
             return Drawn(list(places), prompts, trees, grades)
@@ -163,25 +159,22 @@ class Loop:
         collected = collect(
             cursor.take,
             cursor.put_back,
-            draw,
+            draw_round,
             wanted=phase.rows_per_step,
             max_rounds=getattr(phase.settings, "max_sampling_rounds", 1),
         )
         step.trees, step.grades = collected.kept.trees, collected.kept.grades
         step.discarded, step.rounds = collected.discarded, collected.rounds
         if self.parts.critic is not None:
+            assert isinstance(phase.settings, Sampled)
             with step.timed("critic"):
-                self.criticise(self.parts.critic, step)
-
-    def criticise(self, critic: ThoughtCritic, step: Step) -> None:
-        """Completions become chains of thoughts, and a critic scores them."""
-        settings = self.config.algorithm
-        if isinstance(settings, GRFT) and settings.score == "outcome":
-            return
-        if not isinstance(settings, GRFT):  # whose trees grow as thoughts
-            step.trees, step.grades = critic.cut(step.trees, step.grades)
-        rate = self.config.grading.max_failure_rate
-        step.critiques = critic.criticise(step.trees, step.grades, max_failure_rate=rate)
+                step.trees, step.grades, step.critiques = criticise(
+                    self.parts.critic,
+                    phase.settings,
+                    step.trees,
+                    step.grades,
+                    max_failure_rate=self.config.grading.max_failure_rate,
+                )
 
     def grading(self) -> GradingBeside:
         """What judges finished samples while others still grow."""
@@ -189,50 +182,24 @@ class Loop:
         return GradingBeside(self.parts.grader, self.parts.encoder.decode)
 
     def sample(
-        self, phase: Phase, number: int, attempt: int, prompts: Sequence[Prompt], finished: Finished
+        self,
+        phase: Phase,
+        number: int,
+        attempt: int,
+        prompts: Sequence[Prompt],
+        finished: Finished | None,
     ) -> list[Tree]:
-        """The engine draws a group of completions for each prompt, and hands over each as it ends."""
-        assert self.parts.engine is not None
+        """The engine draws trees, and hands over each whole completion as it ends."""
         assert isinstance(phase.settings, Sampled)
-        with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
-            return grow_groups(
-                self.parts.engine,
-                prompts,
-                group_size=phase.settings.group_size,
-                sampling=sampling_settings(self.config.sampling),
-                seed=self.config.seed,
-                purpose=Purpose.TRAIN,
-                step=number,
-                attempt=attempt,
-                progress=self.on_tokens,
-                finished=finished,
-            )
-
-    def sample_trees(
-        self, settings: GRFT, number: int, attempt: int, prompts: Sequence[Prompt]
-    ) -> list[Tree]:
-        """The engine draws groups of candidates at every prefix."""
-        parts = self.parts
-        assert parts.engine is not None
-        assert parts.critic is not None
-        assert parts.grader is not None
-        critic, grader = parts.critic, parts.grader
-        survivors = "all" if settings.shape == "tree" else settings.survivor
-        with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
-            return grow_trees(
-                parts.engine,
-                prompts,
-                shape=Shape(settings.levels, survivors, settings.survivor_temperature),
-                begin=critic.begin,
-                score=lambda groups: critic.sibling_scores(
-                    groups, grader, settings.rewards, scale=settings.critic.scale
-                ),
-                sampling=sampling_settings(self.config.sampling),
-                seed=self.config.seed,
-                step=number,
-                attempt=attempt,
-                progress=self.on_tokens,
-            )
+        return draw(
+            self.parts,
+            phase.settings,
+            prompts,
+            step=number,
+            attempt=attempt,
+            progress=self.on_tokens,
+            finished=finished,
+        )
 
     def grade(self, beside: GradingBeside, trees: Sequence[Tree]) -> list[Mapping[int, Grade]]:
         """The grader has judged every completion."""
