@@ -28,7 +28,7 @@ def worked(*lengths: int) -> list[Tree]:
     trees = []
     for row, length in enumerate(lengths):
         tree = Tree(random_prompt(rng, row=row))
-        tokens = rng.integers(3, 300, length)
+        tokens = rng.integers(3, 300, length).astype(np.int32)
         tree.add(ROOT, tokens, group=tree.new_group(), kind=Kind.COMPLETION, stop=None)
         trees.append(tree)
     return trees
@@ -36,7 +36,7 @@ def worked(*lengths: int) -> list[Tree]:
 
 def loss_of(model, trees, reduction="token_mean", temperature=1.0, budget=1000):
     forward = PolicyForward(model, Precision("exact", torch.device("cpu")))
-    settings = SFT(worked="key:w", reduction=reduction)
+    settings = SFT.model_validate({"worked": "key:w", "reduction": reduction})
     return held_out_loss(forward, trees, settings, temperature=temperature, microbatch_tokens=budget)
 
 
@@ -44,7 +44,9 @@ def test_a_model_that_knows_nothing(tiny_model_folder):
     """A head of zeros gives every token the same probability."""
     model = load(tiny_model_folder, torch.float64)
     with torch.no_grad():
-        model.get_output_embeddings().weight.zero_()
+        head = model.get_output_embeddings()
+        assert head is not None
+        head.weight.zero_()
     expected = math.log(model.config.vocab_size)
     for reduction in ("token_mean", "sample_mean"):
         assert loss_of(model, worked(3, 5, 1), reduction) == pytest.approx(expected, rel=1e-12)

@@ -207,6 +207,8 @@ def test_nobody_below_imports_the_loop():
         "runs",
         "trainer",
         "trial",
+        "trial_sampling",
+        "trial_update",
         "api",
         "comparison",
         "cli",

@@ -112,5 +112,5 @@ def needed(wanted: int, useful: float, useless: float) -> int:
     """Prompts of the next round, given how many groups had signal and how many had none."""
     missing = wanted - useful
     if useful + useless == 0:
-        return missing
+        return math.ceil(missing)
     return math.ceil(missing / max(useful / (useful + useless), LEAST_SHARE))

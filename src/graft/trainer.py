@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from graft.objective.kl import EXACT
 from graft.phases import Phase
 from graft.report.metrics import Stage
 from graft.state import checkpoint
-from graft.state.checkpoint import Checkpoint, Checkpoints
+from graft.state.checkpoint import Checkpoint
 from graft.tree import Tree
 from graft.types import Appraisal, Credit
 from graft.update.head import AnchorHead
@@ -39,6 +40,15 @@ from graft.update.step import (
 )
 from graft.update.value import ValueModel
 
+
+class AnchorStore(Protocol):
+    """Keeps the anchor's weights for a run that is resumed: `state.checkpoint.Checkpoints`."""
+
+    def save_anchor(self, weights: Mapping[str, Tensor]) -> None: ...
+
+    def load_anchor(self) -> Mapping[str, Tensor]: ...
+
+
 UPDATE_MEMORY = "training.microbatch_tokens, or set model.gradient_checkpointing = true"
 
 
@@ -46,7 +56,7 @@ class Trainer:
     """Appraises trees with networks that stand still, and moves those that train."""
 
     def __init__(
-        self, parts: Parts, phase: Phase, checkpoints: Checkpoints, *, done: int, restored: Checkpoint | None
+        self, parts: Parts, phase: Phase, checkpoints: AnchorStore, *, done: int, restored: Checkpoint | None
     ) -> None:
         """
         Args:
@@ -293,7 +303,7 @@ class Trainer:
             fused=True,
         )
 
-    def _open_anchor(self, checkpoints: Checkpoints, done: int) -> PolicyForward | None:
+    def _open_anchor(self, checkpoints: AnchorStore, done: int) -> PolicyForward | None:
         """A frozen copy of the model that training starts with, where KL to it is penalised or reported."""
         if not has_anchor(self.phase, kl_every=self.parts.config.report.kl_every):
             return None
