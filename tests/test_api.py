@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -367,3 +368,23 @@ def test_a_taken_folder_is_refused_before_anything_is_read(model):
     )
     with pytest.raises(ConfigError, match="already holds a run"):
         start_run(config)
+
+
+def test_a_row_that_comes_twice_in_a_step_gets_other_samples(model):
+    """Fewer rows than a step has prompts: with equal random numbers half of the batch would be copies."""
+    run = graft.train(
+        model,
+        ROWS[:1],
+        lambda completion, item: float(len(completion) % 2),
+        quiet=True,
+        algorithm={"name": "grpo", "group_size": 2},
+        training={"steps": 2, "prompts_per_step": 3},
+        sampling={"max_new_tokens": 8},
+    )
+    drawn = [
+        tuple(node["tokens"])
+        for tree in map(json.loads, (run.path / "trees.jsonl").read_text().splitlines())
+        if tree["stage"] == "train"
+        for node in tree["nodes"][1:]
+    ]
+    assert len(drawn) == len(set(drawn)) == 2 * 3 * 2

@@ -261,3 +261,25 @@ def test_appraisals_of_a_policy_that_stands_still_are_its_own(open_trainer):
     assert set(own.old_logprobs) == {1, 2, 3, 4}
     for node, old in own.old_logprobs.items():
         np.testing.assert_array_equal(old, own.anchor_logprobs[node])
+
+
+@pytest.mark.parametrize("name", ["ppo", "gspo"])
+def test_old_logprobs_come_from_the_same_packing(open_trainer, name):
+    """While nothing moves, every ratio is 1 to the bit, in every minibatch."""
+    trainer, _ = open_trainer(
+        {"name": name, "updates_per_batch": 2, "minibatches": 3, "group_size": 4},
+        training={"steps": 4, "prompts_per_step": 3, "microbatch_tokens": 40},
+        optimizer={"learning_rate": 1e-30},
+    )
+    for rate in ("policy", "value"):
+        assert trainer.learning_rates(1, 0).get(rate, 0.0) < 1e-3
+    rng = np.random.default_rng(0)
+    trees = [random_group(rng, row=i) for i in range(7)]
+    grades = [{leaf: Grade(float(leaf)) for leaf in tree.leaves()} for tree in trees]
+    appraisals = trainer.appraise(trees, [everything(tree) for tree in trees], old=True)
+    settings = trainer.phase.settings
+    credit = ALGORITHMS[name].credit(Evidence(trees, grades, appraisals=appraisals, longest=16), settings)
+    still = dict.fromkeys(trainer.learning_rates(1, 0), 0.0)
+    result = trainer.update(1, still, trees, credit, appraisals, progress=None, where="")
+    assert result.facts["ratio_max"] == 1.0
+    assert result.facts["clipped_share"] == 0.0

@@ -22,7 +22,7 @@ def draw(
     prompts: Sequence[Prompt],
     *,
     step: int,
-    attempt: int = 0,
+    attempts: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
     finished: Finished | None = None,
     max_new_tokens: int | None = None,
@@ -34,7 +34,7 @@ def draw(
         settings: of the algorithm.
         prompts: of the step.
         step: its number; keys the random streams.
-        attempt: the round of sampling, from 0.
+        attempts: how often each prompt's row was drawn in this step before; None: never.
         progress: see `Engine.grow`.
         finished: see `Engine.grow`; not told of candidates.
         max_new_tokens: instead of the run's own limit.
@@ -46,7 +46,7 @@ def draw(
     sampling = sampling_settings(parts.config.sampling)
     if max_new_tokens is not None:
         sampling = replace(sampling, max_new_tokens=max_new_tokens)
-    keyed = {"seed": parts.config.seed, "step": step, "attempt": attempt}
+    seed = parts.config.seed
     with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
         if not isinstance(settings, GRFT):
             return grow_groups(
@@ -54,10 +54,12 @@ def draw(
                 prompts,
                 group_size=settings.group_size,
                 sampling=sampling,
+                seed=seed,
                 purpose=Purpose.TRAIN,
+                step=step,
+                attempts=attempts,
                 progress=progress,
                 finished=finished,
-                **keyed,
             )
         assert parts.critic is not None
         assert parts.grader is not None
@@ -72,8 +74,10 @@ def draw(
                 groups, grader, settings.rewards, scale=settings.critic.scale
             ),
             sampling=sampling,
+            seed=seed,
+            step=step,
+            attempts=attempts,
             progress=progress,
-            **keyed,
         )
 
 

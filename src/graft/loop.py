@@ -146,12 +146,12 @@ class Loop:
         with step.timed("load"):
             self.load_engine()
 
-        def draw_round(places: Sequence[int], attempt: int) -> Drawn:
+        def draw_round(places: Sequence[int], attempts: Sequence[int]) -> Drawn:
             prompts = [self.parts.train[place] for place in places]
             with self.grading() as beside:
                 with step.timed("sample"):
                     finished = None if isinstance(phase.settings, GRFT) else beside.finished(prompts)
-                    trees = self.sample(phase, step.number, attempt, prompts, finished)
+                    trees = self.sample(phase, step.number, attempts, prompts, finished)
                 with step.timed("grade"):
                     grades = self.grade(beside, trees)
             return Drawn(list(places), prompts, trees, grades)
@@ -185,7 +185,7 @@ class Loop:
         self,
         phase: Phase,
         number: int,
-        attempt: int,
+        attempts: Sequence[int],
         prompts: Sequence[Prompt],
         finished: Finished | None,
     ) -> list[Tree]:
@@ -196,7 +196,7 @@ class Loop:
             phase.settings,
             prompts,
             step=number,
-            attempt=attempt,
+            attempts=attempts,
             progress=self.on_tokens,
             finished=finished,
         )

@@ -97,6 +97,9 @@ class Trainer:
     ) -> list[Appraisal]:
         """What networks say of the trained nodes' tokens before anything moves.
 
+        They are packed as for the update, minibatch by minibatch, so that the ratio of a policy that has not moved is 1
+        to the bit.
+
         Args:
             trees: of the step.
             trained: names the nodes; only the keys of `weights` matter.
@@ -108,7 +111,8 @@ class Trainer:
         with memory_errors("the update", UPDATE_MEMORY), torch.no_grad():
             if anchor and self.exact_kl and anchored_on_rollout(self.phase):
                 self._rollout_head = self.forward.head_weight.detach().clone()
-            for batch in self.pack(trees, trained):
+            parts = dealt(trained, getattr(self.phase.settings, "minibatches", 1))
+            for batch in (batch for part in parts for batch in self.pack(trees, part)):
                 self._appraise_batch(batch, appraisals, old=old, anchor=anchor)
                 if progress is not None:
                     progress(len(batch.tokens))
@@ -356,14 +360,19 @@ def minibatches(credit: StepCredit, number: int) -> list[list[Credit]]:
         return [list(credit.trees)]
     whole = sum(credit.denominators)
     parts = []
-    for first in range(number):
-        own = set(range(first, len(credit.trees), number))
-        denominator = sum(credit.denominators[tree] for tree in own)
+    for first, part in enumerate(dealt(credit.trees, number)):
+        denominator = sum(credit.denominators[first::number])
         scale = whole / denominator if denominator else 0.0
-        parts.append(
-            [_scaled(each, scale) if i in own else Credit({}, {}) for i, each in enumerate(credit.trees)]
-        )
+        parts.append([_scaled(each, scale) for each in part])
     return parts
+
+
+def dealt(credits: Sequence[Credit], number: int) -> list[list[Credit]]:
+    """The credit of `number` minibatches: trees are dealt out in turn, and each is empty in all others."""
+    return [
+        [each if i % number == first else Credit({}, {}) for i, each in enumerate(credits)]
+        for first in range(number)
+    ]
 
 
 def _scaled(credit: Credit, scale: float) -> Credit:
