@@ -295,6 +295,8 @@ def test_k1_is_the_estimate_in_the_reward_and_not_in_the_loss():
     assert kl(place="reward").estimator == "k1"
     assert kl(place="reward", estimator="k3").estimator == "k3"
     assert "trains nothing" in refusal({"algorithm": {"kl": {"estimator": "k1"}}})
+    steered = {"coefficient": 0.1, "target": 1.0, "place": "loss", "estimator": "exact"}
+    assert "kl.target steers" in refusal({"algorithm": {"name": "ppo", "kl": steered}})
 
 
 def test_the_clip_of_a_mean_ratio_is_narrower():

@@ -93,6 +93,10 @@ class AdaptiveKL(KL):
             raise ValueError(
                 "kl.target needs kl.coefficient above 0: the weight is steered by factors from there"
             )
+        if self.target is not None and self.place == "loss":
+            raise ValueError(
+                'kl.target steers the weight of a penalty in the reward: use kl.place = "reward", or leave it out'
+            )
         return self
 
 

@@ -123,6 +123,13 @@ def assemble(
     kl = getattr(config.algorithm, "kl", None)
     if kl is not None and getattr(kl, "of", "policy") == "rollout" and kl.coefficient:
         notes.append("algorithm.kl.of = 'rollout': KL is reported (kl_to_initial) and trains nothing")
+    if kl is not None and kl.in_loss and getattr(kl, "anchor", "initial") == "rollout":
+        updates = getattr(config.algorithm, "updates", 1)
+        if updates == 1:
+            notes.append(
+                "algorithm.kl.anchor = 'rollout' with one update a batch trains nothing: the policy has not left the "
+                "anchor yet, and there the penalty's gradient is 0"
+            )
     if kl is not None and kl.in_reward and kl.estimator == EXACT:
         notes.append(
             "algorithm.kl.estimator = 'exact' in the reward charges tokens for the states that they lead to, not for "

@@ -10,7 +10,7 @@ from pathlib import Path
 from graft.algorithm_settings import GRFT, SFT, Sampled
 from graft.algorithms import ALGORITHMS, Algorithm
 from graft.assemble import Parts, load_worked
-from graft.collect import Drawn, collect
+from graft.collect import Drawn, collect, has_signal
 from graft.crediting import Evidence, StepCredit, credit_needs_appraisal
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
@@ -31,7 +31,7 @@ from graft.state import checkpoint
 from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
 from graft.step_records import Step, Validation, evaluation_record, mean_kl, step_clock, step_record
-from graft.trainer import Trainer, everything, penalised
+from graft.trainer import Trainer, everything, everything_else, penalised
 from graft.tree import Tree
 from graft.types import Grade, Prompt
 from graft.update.step import POLICY, StepResult
@@ -165,6 +165,7 @@ class Loop:
         )
         step.trees, step.grades = collected.kept.trees, collected.kept.grades
         step.discarded, step.rounds = collected.discarded, collected.rounds
+        self.tell_short_batch(phase, step)
         if self.parts.critic is not None:
             assert isinstance(phase.settings, Sampled)
             with step.timed("critic"):
@@ -175,6 +176,15 @@ class Loop:
                     step.grades,
                     max_failure_rate=self.config.grading.max_failure_rate,
                 )
+
+    def tell_short_batch(self, phase: Phase, step: Step) -> None:
+        """Dynamic sampling may end with fewer groups than a step is to have."""
+        useful = sum(has_signal(grades) for grades in step.grades)
+        if step.rounds > 1 and useful < phase.rows_per_step:
+            self.terminal.say(
+                f"step {step.number}: {useful} of {phase.rows_per_step} groups have signal after {step.rounds} rounds "
+                f"of sampling; it trains on {len(step.trees)}"
+            )
 
     def grading(self) -> GradingBeside:
         """What judges finished samples while others still grow."""
@@ -257,8 +267,10 @@ class Loop:
                 anchor=anchor,
                 progress=self.on_microbatch,
             )
-        if report_kl:
-            step.kl_to_initial = mean_kl(step.appraisals)
+        if report_kl:  # of all that was sampled: groups without signal are not like the others
+            rest = [everything_else(tree, own) for tree, own in zip(step.trees, step.appraisals, strict=True)]
+            others = trainer.appraise(step.trees, rest, old=True, anchor=True, progress=self.on_microbatch)
+            step.kl_to_initial = mean_kl([*step.appraisals, *others])
         if not several:  # the forward pass of the one update gives the old log-probabilities, to the bit
             step.appraisals = [replace(own, old_logprobs={}) for own in step.appraisals]
         rates = trainer.learning_rates(step.number, self.state.generated_tokens)

@@ -69,10 +69,16 @@ class Step:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
     @property
+    def drawn_tokens(self) -> int:
+        """Tokens of trees, also of those that were discarded."""
+        return sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
+
+    @property
     def sampled_tokens(self) -> int:
-        """Tokens that the engine drew, also for what was discarded and for the critic."""
-        drawn = sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
-        return drawn + sum(critique.sampled_tokens for own in self.critiques for critique in own.values())
+        """Tokens that the engine drew: trees, and what the critic drew."""
+        return self.drawn_tokens + sum(
+            critique.sampled_tokens for own in self.critiques for critique in own.values()
+        )
 
 
 @contextmanager
@@ -129,14 +135,13 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
     grades = [grade for own in (*step.grades, *step.discarded.grades) for grade in own.values()]
     scores = [grade.score for grade in grades if grade.score is not None]
     leaves = [(tree, leaf) for tree in (*step.trees, *step.discarded.trees) for leaf in tree.endings()]
-    sampled = step.sampled_tokens
     truncated = sum(tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in leaves)
     metrics: dict[str, object] = {
         "grades_failed": sum(grade.failed for grade in grades),
         "completion_length_mean": sum(tree.completion_length(leaf) for tree, leaf in leaves) / len(leaves),
         "truncated_share": truncated / len(leaves),
-        "tokens_sampled": sampled,
-        "tokens_per_s": sampled / step.seconds["sample"],
+        "tokens_sampled": step.sampled_tokens,
+        "tokens_per_s": step.drawn_tokens / step.seconds["sample"],
     }
     if scores:
         mean = sum(scores) / len(scores)

@@ -350,6 +350,15 @@ def everything(tree: Tree) -> Credit:
     return Credit({node: ones.astype(np.float32) for node, ones in nodes.items()}, nodes)
 
 
+def everything_else(tree: Tree, appraisal: Appraisal) -> Credit:
+    """Names the nodes as trained that the anchor was not asked about."""
+    whole = everything(tree)
+    rest = [node for node in whole.weights if node not in appraisal.anchor_logprobs]
+    return Credit(
+        {node: whole.advantages[node] for node in rest}, {node: whole.weights[node] for node in rest}
+    )
+
+
 def minibatches(credit: StepCredit, number: int) -> list[list[Credit]]:
     """The credit of `number` optimiser steps: each holds some of the trees, with weights that are shares of its own.
 

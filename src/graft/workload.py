@@ -173,7 +173,7 @@ def phase_work(
         read_share=tried.read_share,
     )
     steps = phase_steps(phase, work)
-    policy, anchor = scorings(config, phase, steps)
+    policy, anchor = scorings(config, phase, steps, trained_share=work.trained_share)
     return replace(work, steps=steps, scorings=policy, anchor_scorings=anchor)
 
 
@@ -227,8 +227,11 @@ def needs_appraisal(settings: Sampled) -> bool:
     return hasattr(settings, "value") or settings.kl.in_reward
 
 
-def scorings(config: RunConfig, phase: Phase, steps: int) -> tuple[float, float]:
-    """Forward passes without gradient over a step's batch, on average: of the policy, and of the KL anchor.
+def scorings(
+    config: RunConfig, phase: Phase, steps: int, *, trained_share: float = 1.0
+) -> tuple[float, float]:
+    """Forward passes without gradient over what trains of a step's batch, on average: of the policy, and of the KL
+    anchor. Where KL is reported they see the rest of the batch, too.
 
     The loop's `credit` and `update`.
     """
@@ -243,8 +246,9 @@ def scorings(config: RunConfig, phase: Phase, steps: int) -> tuple[float, float]
     if penalised and getattr(settings.kl, "of", "policy") == "rollout":
         reported = 1.0
     asked = needs_appraisal(settings) or settings.updates > 1 or (penalised and on_rollout)
-    anchor = 0.0 if on_rollout else 1.0 if penalised else reported
-    return (1.0 if asked else reported), anchor
+    rest = reported * (1 - trained_share) / trained_share
+    anchor = 0.0 if on_rollout else rest + (1.0 if penalised else reported)
+    return rest + (1.0 if asked else reported), anchor
 
 
 def largest_microbatch(work: Workload, budget: int) -> int:
