@@ -134,8 +134,8 @@ def test_training_ends_when_the_loss_falls_no_longer(train):
     assert found[2] == found[3]  # the same weights
     assert run.summary["status"] == "finished"
     assert run.summary["stopped_early"] == (
-        f"training ended early, after step 2: the validation loss is {found[2]:.4g} nats a token, and the best, "
-        f"{found[0]:.4g}, was measured 2 measurements before"
+        f"training ended early, after step 2: the validation loss is {found[2]:.4g} nats a token, and none of the last "
+        f"2 measurements was lower than the {found[0]:.4g} before them by more than 100"
     )
     assert "training ended early" in said
     again = graft.resume(run.path, rows=ROWS)  # nothing is left to do

@@ -284,7 +284,10 @@ class _BlockedHead(torch.autograd.Function):
             rows = slice(first, first + logits.shape[1])
             d_kl_logits = None
             if anchor_logits is not None and d_kl is not None:
-                d_kl_logits = _kl_gradient(logits, anchor_logits, 1 / temperature, log_sum, *beside, d_kl)
+                kl, anchor_log_sum = beside
+                d_kl_logits = _kl_gradient(
+                    logits, anchor_logits, 1 / temperature, log_sum, kl, anchor_log_sum, d_kl
+                )
             d_logits = kernels.gradient(logits, 1 / temperature, facts, targets, first)
             if d_kl_logits is not None:
                 d_logits.add_(d_kl_logits)
