@@ -90,6 +90,6 @@ def early_stop(state: RunState, phase: Phase, loss: float) -> str | None:
     if watched["waited"] < settings.patience:
         return None
     return (
-        f"the validation loss is {loss:.4g} nats a token, and none of the last {settings.patience} measurements was lower "
-        f"than the {watched['best']:.4g} before them by more than {settings.minimum_improvement:g}"
+        f"the validation loss is {loss:.4g} nats a token, and none of the last {settings.patience} measurements was "
+        f"lower than the {watched['best']:.4g} before them by more than {settings.minimum_improvement:g}"
     )
