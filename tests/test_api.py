@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -367,3 +368,52 @@ def test_a_taken_folder_is_refused_before_anything_is_read(model):
     )
     with pytest.raises(ConfigError, match="already holds a run"):
         start_run(config)
+
+
+def test_a_row_that_comes_twice_in_a_step_gets_other_samples(model):
+    """Fewer rows than a step has prompts: with equal random numbers half of the batch would be copies."""
+    run = graft.train(
+        model,
+        ROWS[:1],
+        lambda completion, item: float(len(completion) % 2),
+        quiet=True,
+        algorithm={"name": "grpo", "group_size": 2},
+        training={"steps": 2, "prompts_per_step": 3},
+        sampling={"max_new_tokens": 8},
+    )
+    drawn = [
+        tuple(node["tokens"])
+        for tree in map(json.loads, (run.path / "trees.jsonl").read_text().splitlines())
+        if tree["stage"] == "train"
+        for node in tree["nodes"][1:]
+    ]
+    assert len(drawn) == len(set(drawn)) == 2 * 3 * 2
+
+
+def test_kl_is_measured_where_no_group_has_signal(model):
+    run = graft.train(
+        model,
+        ROWS,
+        lambda completion, item: 1.0,
+        quiet=True,
+        algorithm={"name": "grpo", "group_size": 2},
+        training={"steps": 1, "prompts_per_step": 2},
+        sampling={"max_new_tokens": 4},
+        report={"kl_every": 1},
+    )
+    [step] = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert step["tokens_trained"] == 0
+    assert step["kl_to_initial"] == 0.0
+
+
+def test_a_batch_that_stays_short_is_told(model, capfd):
+    graft.train(
+        model,
+        ROWS,
+        lambda completion, item: 1.0,
+        algorithm={"name": "dapo", "group_size": 2, "max_sampling_rounds": 2},
+        training={"steps": 1, "prompts_per_step": 2},
+        sampling={"max_new_tokens": 4},
+    )
+    said = " ".join(capfd.readouterr().err.split())
+    assert "step 1: 0 of 2 groups have signal after 2 rounds of sampling; it trains on 2" in said

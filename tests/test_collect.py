@@ -13,13 +13,15 @@ from tests.test_algorithms import graded, group
 class Rows:
     """Rows in order; some have signal."""
 
-    def __init__(self, useful: set[int], *, count: int = 100) -> None:
+    def __init__(self, useful: set[int], *, count: int = 100, epochs: int | None = 1) -> None:
         self.useful = useful
-        self.cursor = PromptCursor(count, seed=0, shuffle=False, epochs=1)
+        self.cursor = PromptCursor(count, seed=0, shuffle=False, epochs=epochs)
         self.rounds: list[list[int]] = []
+        self.attempts: list[list[int]] = []
 
-    def draw(self, places: Sequence[int], attempt: int) -> Drawn:
-        assert attempt == len(self.rounds)
+    def draw(self, places: Sequence[int], attempts: Sequence[int]) -> Drawn:
+        assert len(attempts) == len(places)
+        self.attempts.append(list(attempts))
         self.rounds.append(list(places))
         drawn = Drawn()
         for place in places:
@@ -97,3 +99,15 @@ def test_signal_is_in_the_grades_that_there_are():
     assert not has_signal(graded(0.1, 0.1))
     assert not has_signal({1: Grade(1.0), 2: failed})
     assert not has_signal({1: failed})
+
+
+def test_a_row_that_comes_again_is_another_attempt():
+    rows = Rows(set(), count=3, epochs=None)
+    rows.collect(2, 2)  # 2, then 8 times what is missing: 18 of 3 rows
+    assert rows.rounds[0] == [0, 1]
+    assert rows.attempts[0] == [0, 0]
+    assert rows.rounds[1] == [2, 0, 1] * 5 + [2]
+    assert rows.attempts[1][:7] == [0, 1, 1, 1, 2, 2, 2]
+    rows.collect(4, 1)
+    assert rows.rounds[2] == [0, 1, 2, 0]
+    assert rows.attempts[2] == [0, 0, 0, 1]

@@ -169,7 +169,7 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
         ("algorithm.clip.low", 1.0, "less than 1"),
         ("algorithm.clip.high", -0.1, "greater than or equal to 0"),
         ("algorithm.scale", "std", "'group_std', 'batch_std' or 'none'"),
-        ("algorithm.kl.estimator", "k4", "'k1', 'k2' or 'k3'"),
+        ("algorithm.kl.estimator", "k4", "'k1', 'k2', 'k3' or 'exact'"),
         ("checkpoints.keep_last", 0, "greater than or equal to 1"),
         ("rollout.slots", 0, "greater than or equal to 1"),
     ],
@@ -296,6 +296,8 @@ def test_k1_is_the_estimate_in_the_reward_and_not_in_the_loss():
     assert kl(place="reward").estimator == "k1"
     assert kl(place="reward", estimator="k3").estimator == "k3"
     assert "trains nothing" in refusal({"algorithm": {"kl": {"estimator": "k1"}}})
+    steered = {"coefficient": 0.1, "target": 1.0, "place": "loss", "estimator": "exact"}
+    assert "kl.target steers" in refusal({"algorithm": {"name": "ppo", "kl": steered}})
 
 
 def test_the_clip_of_a_mean_ratio_is_narrower():

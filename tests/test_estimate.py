@@ -8,22 +8,33 @@ import pytest
 
 from graft.config_file import check_config
 from graft.estimate import (
+    Critiques,
     EvaluationWork,
     Facts,
+    GrownTree,
     Memory,
     PhaseWork,
     Sampling,
     Speeds,
+    ValidationWork,
     Workload,
-    decode_costs,
     decode_steps,
+    drawing_seconds,
     estimate,
     sampling_seconds,
-    share_with_signal,
+    scoring_seconds,
     update_seconds,
 )
 from graft.phases import phases_of
-from graft.workload import largest_microbatch, plan_work, trained_share
+from graft.trial_sampling import decode_costs
+from graft.workload import (
+    HeldOut,
+    Tried,
+    largest_microbatch,
+    plan_work,
+    sampling_rounds,
+    share_with_signal,
+)
 
 SPEEDS = Speeds(
     start=5.0,
@@ -33,8 +44,9 @@ SPEEDS = Speeds(
     hand_over=0.5,
     grade=0.002,
     train_token={"warm start": 0.02, "training": 0.01},
-    score_token=0.003,
-    optimizer=1.0,
+    score_token={"warm start": 0.004, "training": 0.003},
+    anchor_token=0.005,
+    optimizer={"warm start": 1.0, "training": 1.0},
     write_byte=1e-9,
 )
 
@@ -61,6 +73,7 @@ MEMORY = Memory(
     gradients=600,
     optimizer=1_600,
     copies=800,
+    held_states=0,
     cached_token=2,
     prompt_logits=10,
     sampled=300,
@@ -107,9 +120,49 @@ def test_sampling_seconds():
 
 def test_update_seconds():
     batch = Sampling(prompts=4, samples=2, prompt_tokens=50, lengths=[10])
-    phase = PhaseWork("training", 7, batch, drawn=True, updates=2, scorings=1.5, trained_share=0.5)
-    assert phase.update_tokens == 0.5 * (200 + 80)
-    assert update_seconds(phase, SPEEDS) == pytest.approx(2 * (140 * 0.01 + 1.0) + 1.5 * 140 * 0.003)
+    phase = PhaseWork(
+        "training", 7, batch, drawn=True, passes=2, optimizer_steps=6, trained_share=0.5, read_share=0.25
+    )
+    assert phase.batch_tokens == 4 * (50 + 2 * 10 / 4)
+    assert phase.update_tokens == 0.5 * 220
+    assert update_seconds(phase, SPEEDS) == pytest.approx(2 * 110 * 0.01 + 6 * 1.0)
+
+
+def test_scoring_seconds():
+    batch = Sampling(prompts=4, samples=2, prompt_tokens=50, lengths=[10])
+    phase = PhaseWork("training", 7, batch, drawn=True, scorings=1.0, anchor_scorings=0.4, trained_share=0.5)
+    once = 1.0 * 0.003 + 0.4 * 0.005
+    assert scoring_seconds(phase, SPEEDS) == pytest.approx(140 * once)
+    assert scoring_seconds(replace(phase, scores_all=True), SPEEDS) == pytest.approx(280 * once)
+
+
+def test_drawing_seconds():
+    batch = Sampling(prompts=2, samples=2, prompt_tokens=50, lengths=[5])
+    phase = PhaseWork("training", 7, batch, drawn=True)
+    # 100 prompt tokens, 4 steps of 4 rows, 4 grades
+    assert drawing_seconds(phase, SPEEDS, slots=8) == pytest.approx(0.1 + 4 * 0.1 + 16 * 0.01 + 4 * 0.002)
+    rounds = replace(phase, rounds=(2, 1))  # the second: 50 prompt tokens, 4 steps of 2 rows, 2 grades
+    more = 0.05 + 4 * 0.1 + 8 * 0.01 + 2 * 0.002
+    assert drawing_seconds(rounds, SPEEDS, slots=8) == pytest.approx(0.1 + 0.4 + 0.16 + 0.008 + more)
+    assert rounds.sampled_tokens == 3 * 10
+    trees = replace(phase, grown=GrownTree(tokens=30, seconds=2.0, paths=5), critiques=Critiques(0.5, 7))
+    assert drawing_seconds(trees, SPEEDS, slots=8) == pytest.approx(2 * (2.0 + 5 * 0.002))
+    assert trees.sampled_tokens == 2 * (30 + 7)
+    assert trees.batch_tokens == 2 * (50 + 30)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "share", "most", "rounds", "kept"),
+    [
+        (8, 1.0, 4, (8,), 8),
+        (8, 0.5, 4, (8, 8), 8),  # 4 of 8, then 4 / 0.5
+        (8, 0.5, 1, (8,), 4),
+        (8, 0.1, 3, (8, 58, 12), 8),  # 0.8; no more than 8 times what is missing: 7.2 * 8; 6.6; 1.4 * 8
+        (8, 0.05, 2, (8, 61), 3),
+    ],
+)
+def test_rounds_of_dynamic_sampling(wanted, share, most, rounds, kept):
+    assert sampling_rounds(wanted, share, most) == (rounds, kept)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +191,12 @@ def test_the_whole_estimate():
         Workload(
             phases=[
                 PhaseWork("warm start", 3, Sampling(2, 1, 50, [10]), drawn=False),
-                PhaseWork("training", 10, batch, drawn=True, trained_share=0.5),
+                PhaseWork(
+                    "training", 10, batch, drawn=True, trained_share=0.5, scorings=0.5, optimizer_steps=2
+                ),
             ],
             evaluations=[EvaluationWork("measuring before", 1, held_out)],
+            validations=[ValidationWork("warm start", 4, 500)],
             written_bytes=2_000_000_000,
             slots=8,
             max_new_tokens=16,
@@ -158,7 +214,9 @@ def test_the_whole_estimate():
             "warm start: update": 3 * (120 * 0.02 + 1.0),
             # weights, 200 prompt tokens, 9 steps, 72 row steps, 8 grades
             "training: sampling": 10 * (0.5 + 0.2 + 0.9 + 0.72 + 0.016),
-            "training: update": 10 * (140 * 0.01 + 1.0),
+            "training: scoring": 10 * 0.5 * 140 * 0.003,
+            "training: update": 10 * (140 * 0.01 + 2 * 1.0),
+            "warm start: validation loss": 4 * 500 * 0.004,
             "writing checkpoints": 2.0,
         }
     )
@@ -166,6 +224,7 @@ def test_the_whole_estimate():
     assert found.tokens_sampled_training == 10 * 80
     assert found.tokens_sampled_measuring == 220
     assert found.tokens_trained == 3 * 120 + 10 * 140
+    assert found.tokens_scored == 10 * 0.5 * 140
     # the measurement holds 20 prompts of 50 tokens and their logits, and 8 slots of 16 tokens
     assert found.memory_bytes == 2_000 + 1_600 + 800 + (1_128 * 2 + 200 - 300)
 
@@ -179,55 +238,69 @@ def test_the_whole_estimate():
     assert "Assumed:\n- completions have 10 tokens" in text
 
 
-def plan(**settings):
+def plan(tried: Tried | None = None, **settings):
     config = check_config(
-        {"run": "x", "model": {"name": "m"}, "data": {}, "training": {"steps": 10}, **settings}, where="test"
+        {
+            "run": "x",
+            "model": {"name": "m"},
+            "data": {"held_out": 40},
+            "training": {"steps": 10},
+            **settings,
+        },
+        where="test",
     )
-    phases = phases_of(config, training_rows=100)
-    return phases, plan_work(
+    return plan_work(
         config,
-        phases,
-        trained_share=0.25,
+        phases_of(config, training_rows=100),
         prompt_tokens=50,
-        held_out=40,
-        held_out_prompt_tokens=52,
-        sampled=[30],
-        worked=[20],
-        trained_bytes=100,
+        held_out=HeldOut(40, 52, worked_tokens=900),
+        sampled=tried or Tried([30], read_share=0.9, groups=2, groups_with_signal=0),
+        worked=Tried([20], read_share=0.8),
+        checkpoint_bytes=300,
     )
 
 
 def test_the_plan_of_a_plain_run():
-    _, work = plan()
+    work = plan()
     [phase] = work.phases
-    assert (phase.name, phase.steps, phase.drawn, phase.scorings) == ("training", 10, True, 0.0)
+    assert (phase.name, phase.steps, phase.drawn) == ("training", 10, True)
+    assert (phase.scorings, phase.anchor_scorings, phase.passes, phase.optimizer_steps) == (0, 0, 1, 1)
     assert phase.batch == Sampling(prompts=8, samples=8, prompt_tokens=50, lengths=[30])
     assert phase.trained_share == 0.25
+    assert phase.read_share == 0.9
     assert [(e.name, e.times) for e in work.evaluations] == [("measuring before", 1), ("measuring after", 1)]
+    assert work.validations == []
     assert work.written_bytes == 300
 
 
 def test_a_warm_start_changes_the_lengths_that_follow():
-    _, work = plan(
-        warm_start={"worked": "key:w", "steps": 4, "rows_per_step": 6},
+    work = plan(
+        warm_start={"worked": "key:w", "steps": 4, "rows_per_step": 6, "validate_every": 3},
         evaluation={"every": 5, "rows": 10, "samples": 2},
         checkpoints={"every": 3},
     )
     warm, training = work.phases
-    assert (warm.steps, warm.drawn, warm.trained_share) == (4, False, 1.0)
+    assert (warm.steps, warm.drawn, warm.trained_share, warm.read_share) == (4, False, 1.0, 0.8)
     assert warm.batch == Sampling(prompts=6, samples=1, prompt_tokens=50, lengths=[20])
-    assert training.batch.lengths == [20]
+    assert (training.batch.lengths, training.read_share, training.trained_share) == ([20], 0.9, 0.5)
     assert [(e.name, e.times, e.call.prompts, e.call.samples, e.call.lengths) for e in work.evaluations] == [
         ("measuring before", 1, 40, 2, [30]),
         ("measuring after warm start", 1, 40, 2, [20]),
         ("measuring during training", 1, 10, 2, [20]),  # step 5; step 10 is the last
         ("measuring after", 1, 40, 2, [20]),
     ]
+    assert work.validations == [ValidationWork("warm start", 3, 900)]  # before, after step 3, after
     assert work.written_bytes == 300 * ((1 + 1) + (1 + 3))  # at steps 3 of 4; 3, 6, 9 of 10; at both ends
 
 
+def test_supervised_training_is_validated_at_every_evaluation():
+    work = plan(algorithm={"name": "sft", "worked": "key:w"}, evaluation={"every": 4})
+    assert work.validations == [ValidationWork("training", 4, 900)]  # before, steps 4 and 8, after
+    assert work.phases[0].sampled_tokens == 0
+
+
 def test_a_budget_of_tokens_becomes_steps():
-    _, work = plan(
+    work = plan(
         training={"generated_tokens": 4000, "prompts_per_step": 4},
         algorithm={"group_size": 5},
         evaluation={"every_generated_tokens": 1000},
@@ -238,44 +311,69 @@ def test_a_budget_of_tokens_becomes_steps():
     assert during == [4]  # 4,200 tokens in all, passing 1,000, 2,000, 3,000 and 4,000
 
 
-@pytest.mark.parametrize(
-    ("own", "samples"),
-    [
-        ({"group_size": 6}, 6),
-        ({"shape": "tree", "branching": [3, 2, 2]}, 12),
-    ],  # leaves, at most whole completions
-)
-def test_the_tokens_of_trees(own, samples):
-    _, work = plan(algorithm={"name": "grft", **own})
-    assert work.phases[-1].batch.samples == samples
+def test_what_is_discarded_and_the_critics_tokens_count_in_a_budget():
+    dynamic = plan(
+        training={"generated_tokens": 4800, "prompts_per_step": 4},
+        algorithm={"name": "dapo", "group_size": 2},
+    ).phases[0]
+    assert dynamic.rounds == (4, 12)  # 1 of 4 has signal: 3 / 0.25
+    assert (dynamic.batch.prompts, dynamic.trained_share, dynamic.steps) == (4, 1.0, 5)  # 16 x 2 x 30
+    tried = Tried([30], critiques=Critiques(tokens=15))
+    criticised = plan(
+        tried,
+        training={"generated_tokens": 450, "prompts_per_step": 4},
+        algorithm={"name": "rft", "group_size": 1},
+    ).phases[0]
+    assert criticised.steps == 3  # 4 x (30 + 15)
+
+
+KL = {"coefficient": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("settings", "scorings"),
+    ("settings", "policy", "anchor", "everything"),
     [
-        ({"algorithm": {"kl": {"coefficient": 0.1}}}, 1.0),  # the anchor, each step
-        ({"algorithm": {"updates_per_batch": 2}}, 1.0),  # the old policy, each step
-        ({"algorithm": {"refresh_every": 4}}, 0.75),  # where its weights are older
-        ({"algorithm": {"name": "ppo"}}, 1.0),  # values are asked for with it
-        ({"report": {"kl_every": 5}}, 0.4),  # both, at 2 of 10 steps
-        ({"algorithm": {"kl": {"coefficient": 0.1}, "updates_per_batch": 2}, "report": {"kl_every": 5}}, 2.0),
+        ({"algorithm": {"kl": KL}}, 0.0, 1.0, False),  # the anchor, each step
+        ({"algorithm": {"updates_per_batch": 2}}, 1.0, 0.0, False),  # the old policy, each step
+        ({"algorithm": {"refresh_every": 4}}, 0.75, 0.0, False),  # where its weights are older
+        # both, at 2 of 10 steps, and there of all groups, of which a quarter trains
+        ({"report": {"kl_every": 5}}, 0.2 * 4, 0.2 * 4, False),
+        ({"algorithm": {"kl": KL, "updates_per_batch": 2}, "report": {"kl_every": 5}}, 1.0, 1.0, False),
+        ({"algorithm": {"kl": {**KL, "place": "reward"}}}, 1.0, 1.0, True),
+        ({"algorithm": {"name": "ppo"}}, 1.0, 0.0, True),  # its values
+        ({"algorithm": {"name": "ppo", "kl": KL}}, 1.0, 1.0, True),
+        ({"algorithm": {"name": "rft"}}, 1.0, 1.0, True),
+        ({"algorithm": {"name": "rft", "kl": {"anchor": "rollout"}}}, 1.0, 0.0, True),
+        ({"algorithm": {"name": "sft", "worked": "key:w"}}, 0.0, 0.0, False),
     ],
 )
-def test_scorings(settings, scorings):
-    _, work = plan(**settings)
-    assert work.phases[-1].scorings == pytest.approx(scorings)
+def test_scorings(settings, policy, anchor, everything):
+    work = plan(**settings).phases[-1]
+    assert (work.scorings, work.anchor_scorings) == pytest.approx((policy, anchor))
+    assert work.scores_all == everything
 
 
-@pytest.mark.parametrize(("budget", "tokens"), [(400, 400), (5_000, 580)])
+def test_passes_and_steps_of_the_optimiser():
+    work = plan(algorithm={"name": "ppo", "updates_per_batch": 3, "minibatches": 2}).phases[0]
+    assert (work.passes, work.optimizer_steps) == (3, 6)  # a minibatch is a part of a pass
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(400, 400), (5_000, 532)])
 def test_largest_microbatch(budget, tokens):
-    _, work = plan()
-    assert largest_microbatch(work, budget) == tokens  # a step: a quarter of 8 x 50 + 64 x 30
+    assert largest_microbatch(plan(), budget) == tokens  # a step: a quarter of 8 x 50 + 0.9 x 64 x 30
 
 
-def test_share_of_groups_that_train():
-    plain, _ = plan()
-    assert trained_share(plain, groups=8, with_signal=8) == pytest.approx(0.9)
-    warm, _ = plan(warm_start={"worked": "key:w", "steps": 4})
-    assert trained_share(warm, groups=8, with_signal=8) == 0.5  # what was sampled was another model
-    penalised, _ = plan(algorithm={"kl": {"coefficient": 0.1}})
-    assert trained_share(penalised, groups=8, with_signal=0) == 1.0
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 0.25),  # none of two
+        ({"algorithm": {"kl": KL}}, 1.0),  # the penalty needs every group
+        ({"algorithm": {"entropy": {"coefficient": 0.1}}}, 1.0),
+        ({"algorithm": {"kl": {**KL, "place": "reward"}}}, 1.0),  # no two rewards are equal
+        ({"algorithm": {"name": "reinforce"}}, 1.0),  # nobody is compared within a group
+        ({"algorithm": {"name": "ppo"}}, 1.0),
+        ({"warm_start": {"worked": "key:w", "steps": 4}}, 0.5),  # what was sampled was another model
+    ],
+)
+def test_share_of_groups_that_train(settings, share):
+    assert plan(**settings).phases[-1].trained_share == share

@@ -137,7 +137,10 @@ def test_what_is_below_knows_no_stage(name):
         ("section", set()),
         ("algorithm_parts", {"section"}),
         ("algorithm_settings", {"algorithm_parts", "critics", "section", "segments"}),
-        ("config", {"algorithm_settings", "grading", "section"}),  # a grader is checked with the settings
+        (
+            "config",
+            {"algorithm_parts", "algorithm_settings", "grading", "section"},
+        ),  # a grader is checked with the settings
         ("config_file", {"algorithm_settings", "config", "errors"}),
         ("graders", {"config", "data", "errors", "grading", "pull", "types"}),
         ("interrupt", set()),
@@ -151,7 +154,11 @@ def test_what_is_below_knows_no_stage(name):
         ("pull", {"errors", "gguf_model"}),
         ("gguf_model", {"errors"}),
         ("model", {"errors", "gguf_model", "pull", "data"}),
-        ("phases", {"algorithm_settings", "config", "report"}),
+        ("phases", {"algorithm_parts", "algorithm_settings", "config", "report"}),
+        (
+            "held_out_loss",
+            {"algorithm_settings", "crediting", "losses", "objective", "tree", "types", "update"},
+        ),
         ("evaluation", {"grading", "rollout", "tree", "types"}),
         (
             "step_records",
@@ -171,6 +178,7 @@ MANY = {
     "assemble",
     "runs",
     "thoughts",
+    "drawing",
     "trainer",
     "trial",
     "api",
@@ -191,7 +199,20 @@ def test_only_the_loop_and_what_is_above_it_know_many_stages():
 
 
 def test_nobody_below_imports_the_loop():
-    above = {"loop", "assemble", "runs", "trainer", "trial", "api", "comparison", "cli"}
+    above = {
+        "loop",
+        "assemble",
+        "drawing",
+        "measuring",
+        "runs",
+        "trainer",
+        "trial",
+        "trial_sampling",
+        "trial_update",
+        "api",
+        "comparison",
+        "cli",
+    }
     for name in MODULES:
         if part(name) not in above | {"", "__main__"}:  # these hand out the public names and the command
             assert not {part(other) for other in own_imports(name)} & above, name

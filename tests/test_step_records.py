@@ -12,7 +12,7 @@ from graft.evaluation import Estimate, Evaluation
 from graft.report.metrics import Moment, Stage, check_record
 from graft.step_records import Step, evaluation_record, step_clock, step_record
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Fault, Grade, Outcome, Prompt, StopReason, TokenUsage
+from graft.types import Critique, Fault, Grade, Outcome, Prompt, StopReason, TokenUsage
 from graft.update.step import StepResult
 
 RESULT = StepResult(
@@ -94,6 +94,15 @@ def test_a_training_step_by_hand():
             "grade_seconds": 1.0,
         }
     )
+
+
+def test_the_speed_of_sampling_is_that_of_the_trees_alone():
+    """What a critic draws takes time of its own."""
+    step = training_step(Grade(1.0), Grade(0.0), Grade(2.0))
+    step.critiques = [{1: Critique(overall=1.0, sampled_tokens=30)}]
+    record = record_of(step)
+    assert record["tokens_sampled"] == 12 + 30
+    assert record["tokens_per_s"] == 12 / 2.0
 
 
 def test_parts_faults_and_judge_tokens_are_told():

@@ -30,17 +30,23 @@ IN_LOSS = {"kl": {"coefficient": 0.1, "estimator": "k3"}, "entropy": {"coefficie
 CAPPED = {"engine_weight_cap": 2.0, "overlong": {"buffer_share": 0.5}}
 
 CAPPED_ONLY = {"engine_weight_cap": 2.0}
+EXACT = {"kl": {"coefficient": 0.1, "estimator": "exact"}}
 CLIPPED = {"clip": {"low": 0.05, "high": 0.05, "dual": 3.0}, "value": {"clip": 0.1}}
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "reinforce": [{}, IN_LOSS | CAPPED],
     "rloo": [{}, IN_LOSS | {"clip": {"dual": 1.5}}],
-    "grpo": [{}, IN_LOSS | CAPPED | {"scale": "batch_std"}],
+    "grpo": [{}, IN_LOSS | CAPPED | {"scale": "batch_std"}, EXACT],
     "dr_grpo": [{}, IN_LOSS],
     "dapo": [{}, IN_LOSS | CAPPED],
     "gspo": [{}, IN_LOSS | CAPPED],
     "cispo": [{"weight_cap": 1.05}, IN_LOSS],
-    "ppo": [{}, CAPPED | {"kl": {"coefficient": 0.2}, "whiten": False, "value": {"coefficient": 0.5}}],
+    "ppo": [
+        {},
+        CAPPED | {"kl": {"coefficient": 0.2}, "whiten": False, "value": {"coefficient": 0.5}},
+        {"kl": {"coefficient": 0.2, "estimator": "exact"}},
+        {"kl": {"coefficient": 0.2, "estimator": "exact", "place": "loss"}},
+    ],
     "rft": [
         {},
         CLIPPED
@@ -51,12 +57,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "entropy": {"coefficient": 0.01},
             "engine_weight_cap": 2.0,
         },
+        EXACT,
     ],
     "process_grpo": [{}, IN_LOSS | CAPPED_ONLY | {"reduction": "token_mean", "scale": "none"}],
     "grft": [
         {},
         {"shape": "tree", "score": "outcome", "ratio": "segment_mean", "clip": {"low": 0.05, "high": 0.05}},
         IN_LOSS | {"shape": "tree", "score": "mixed", "ratio": "segment", "scale": "batch_std"},
+        EXACT | {"shape": "tree", "score": "mixed"},
     ],
     "sft": [{"worked": "key:worked"}, {"worked": "key:worked", "reduction": "sample_mean"}],
 }
@@ -94,9 +102,32 @@ def evidence_of(trees: Sequence[Tree], rng: np.random.Generator) -> Evidence:
         trees,
         [{leaf: Grade(float(rng.integers(0, 3))) for leaf in tree.leaves()} for tree in trees],
         [{leaf: critique(tree, leaf) for leaf in tree.leaves()} for tree in trees],
-        appraisals=[Appraisal(noise(t, -5.7, 0.2), noise(t, -5.7, 0.3), noise(t, 0.0, 0.5)) for t in trees],
+        appraisals=[
+            Appraisal(
+                noise(t, -5.7, 0.2),
+                noise(t, -5.7, 0.3),
+                kl=noise(t, 0.5, 0.1),
+                anchor_states=states_of(t),
+                old_values=noise(t, 0.0, 0.5),
+            )
+            for t in trees
+        ],
         longest=12,
     )
+
+
+def states_of(tree: Tree) -> dict[int, np.ndarray]:
+    """As of another model: a vector made up from all tokens that stand before each."""
+
+    def vector(before: Sequence[int]) -> np.ndarray:
+        return np.random.default_rng([len(before), *before]).normal(size=32)
+
+    states = {}
+    for node in range(1, len(tree)):
+        path = [t for i in tree.path(node) for t in tree.nodes[i].tokens.tolist()]
+        first = len(path) - len(tree.nodes[node])
+        states[node] = np.array([vector(path[:i]) for i in range(first, len(path))], dtype=np.float32)
+    return states
 
 
 def chains(tree: Tree) -> Tree:
@@ -150,6 +181,8 @@ def step(
     forward = PolicyForward(model, Precision("exact", torch.device("cpu")), value)
     parameters = {POLICY: list(model.parameters()), VALUE: [] if value is None else list(value.parameters())}
     groups = [{"name": key, "params": own} for key, own in parameters.items() if own]
+    exact = isinstance(settings, Sampled) and settings.kl.in_loss and settings.kl.estimator == "exact"
+    head = model.get_output_embeddings().weight.detach().flip(0) if exact else None
     before = [p.detach().clone() for own in parameters.values() for p in own]
     result = optimise(
         policy_loss(
@@ -158,6 +191,7 @@ def step(
             temperature=0.8,
             entropy_gradient=isinstance(settings, Sampled) and settings.entropy.coefficient != 0,
             value=term,
+            anchor_head=head,
         ),
         torch.optim.SGD(groups, lr=1.0),
         pack(evidence.trees, credits, token_budget=budget, appraisals=evidence.appraisals),

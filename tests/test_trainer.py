@@ -13,10 +13,12 @@ import torch
 from graft.algorithms import ALGORITHMS
 from graft.assemble import Parts, assemble
 from graft.config_file import check_config
-from graft.crediting import Evidence, StepCredit
+from graft.crediting import Evidence, StepCredit, scored_samples, shaped_rewards
 from graft.errors import CheckpointError
+from graft.objective.kl import exact_kl
 from graft.phases import phases_of
 from graft.state.checkpoint import Checkpoint, Checkpoints, optimizer_tensors
+from graft.step_records import mean_kl
 from graft.trainer import Trainer, everything, minibatches
 from graft.types import Appraisal, Credit, Grade
 from graft.update.step import StepResult
@@ -43,10 +45,10 @@ def test_minibatches_by_hand():
 
 @pytest.fixture
 def open_trainer(tiny_model_folder, tmp_path):
-    def made(algorithm: dict[str, Any]) -> tuple[Trainer, Parts]:
+    def made(algorithm: dict[str, Any], **sections: Any) -> tuple[Trainer, Parts]:
         write_task(tmp_path, tiny_model_folder)
-        exact = {"precision": "exact"}
-        settings = task_settings(tmp_path, tiny_model_folder, algorithm=algorithm, model=exact)
+        sections = {"algorithm": algorithm, "model": {"precision": "exact"}, **sections}
+        settings = task_settings(tmp_path, tiny_model_folder, **sections)
         config = check_config(settings, where="test")
         parts = assemble(config)
         [phase] = phases_of(config, training_rows=1)
@@ -152,6 +154,90 @@ def test_the_policy_that_sampled_as_anchor(open_trainer):
         np.testing.assert_array_equal(anchor, own.old_logprobs[node])
 
 
+def exact(**changes: Any) -> dict[str, Any]:
+    return {"kl": {"coefficient": 0.1, "estimator": "exact", **changes}}
+
+
+def test_the_exact_kl_in_the_loss(open_trainer):
+    """The anchor's states are held, and the penalty is 0 until the policy moves."""
+    trainer, _ = open_trainer({"name": "grpo", "updates_per_batch": 2, **exact()})
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], anchor=True)
+    assert {n: s.shape for n, s in own.anchor_states.items()} == {
+        n: (len(tree.nodes[n]), 32) for n in range(1, 5)
+    }
+    assert own.kl == {}
+    ones = everything(tree)
+    idle = StepCredit([Credit({n: 0 * a for n, a in ones.advantages.items()}, ones.weights)], 1, 1, [4])
+    first = trainer.update(1, {"policy": 1e-2}, [tree], idle, [own], progress=None, where="")
+    assert first.loss == pytest.approx(0, abs=1e-5)
+    one_step_away = trainer.appraise([tree], [everything(tree)], old=True, anchor=True)
+    assert all((kl >= -1e-6).all() for kl in one_step_away[0].kl.values())
+    assert first.gradient_norm < 1e-3
+
+
+def test_the_exact_kl_to_a_policy_that_has_moved(open_trainer):
+    """With the policy's weights moved by hand: against both models' whole distributions."""
+    trainer, parts = open_trainer({"name": "grpo", **exact(place="reward")}, sampling={"temperature": 0.7})
+    assert any("exact" in note for note in parts.notes)
+    assert trainer.anchor is not None
+    with torch.no_grad():
+        for parameter in parts.policy.plain.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], old=True, anchor=True)
+    assert own.anchor_states == {}  # the reward needs numbers alone
+    models = [parts.policy.plain, trainer.anchor.model]
+    for leaf in tree.leaves():
+        path = torch.tensor([t for i in tree.path(leaf) for t in tree.nodes[i].tokens.tolist()])
+        log_p = []
+        for model in models:
+            model.set_attn_implementation("sdpa")
+            with torch.no_grad():
+                logits = model(input_ids=path[None]).logits[0].double() / 0.7
+            log_p.append(logits[-len(tree.nodes[leaf]) - 1 : -1].log_softmax(-1))
+        slow = exact_kl(*log_p)
+        assert slow.min() > 1e-3
+        np.testing.assert_allclose(own.kl[leaf], slow.numpy(), rtol=1e-3, atol=1e-5)
+        for each in (own.old_logprobs[leaf], own.anchor_logprobs[leaf]):
+            assert each.shape == slow.shape
+    evidence = Evidence([tree], [{leaf: Grade(1.0) for leaf in tree.leaves()}], appraisals=[own], longest=16)
+    samples = scored_samples(evidence)
+    rewards = shaped_rewards(evidence, samples, trainer.phase.settings)
+    by_hand = [1 - 0.1 * own.kl[sample.leaf].sum() for sample in samples]
+    assert rewards.tolist() == pytest.approx(by_hand, rel=1e-6)
+    assert mean_kl([own]) == pytest.approx(np.concatenate(list(own.kl.values())).mean(), rel=1e-6)
+
+
+def test_the_exact_kl_to_the_policy_that_sampled(open_trainer):
+    """Its head is that of before the update, also where the update moves it."""
+    trainer, parts = open_trainer(
+        {"name": "rft", "updates_per_batch": 3, **exact(anchor="rollout", coefficient=10.0)}
+    )
+    tree = random_group(np.random.default_rng(0))
+    [own] = trainer.appraise([tree], [everything(tree)], old=True, anchor=True)
+    assert not any(kl.any() for kl in own.kl.values())
+    before = parts.forward.head_weight.detach().clone()
+    ones = everything(tree)
+    credit = Credit(ones.advantages, ones.weights, ones.advantages, ones.weights)
+    results = [
+        trainer.update(
+            number,
+            {"policy": 1e-2, "value": 0.0},
+            [tree],
+            StepCredit([credit], 1, 1, [4]),
+            [own],
+            progress=None,
+            where="",
+        )
+        for number in (1, 2)
+    ]
+    assert not torch.equal(parts.forward.head_weight, before)
+    assert trainer._rollout_head is not None
+    torch.testing.assert_close(trainer._rollout_head, before, rtol=0, atol=0)
+    assert all(np.isfinite(result.loss) for result in results)
+
+
 def test_appraisals_of_a_policy_that_stands_still_are_its_own(open_trainer):
     trainer, _ = open_trainer({"name": "grpo", "kl": {"coefficient": 0.1}})
     tree = random_group(np.random.default_rng(0))
@@ -212,3 +298,25 @@ def test_a_checkpoint_without_the_weights_that_sample_is_refused(open_trainer):
             parts, trainer.phase, Checkpoints(Path(), keep_last=1, keep_best=0), done=1, restored=restored
         )
     Trainer(parts, trainer.phase, Checkpoints(Path(), keep_last=1, keep_best=0), done=2, restored=restored)
+
+
+@pytest.mark.parametrize("name", ["ppo", "gspo"])
+def test_old_logprobs_come_from_the_same_packing(open_trainer, name):
+    """While nothing moves, every ratio is 1 to the bit, in every minibatch."""
+    trainer, _ = open_trainer(
+        {"name": name, "updates_per_batch": 2, "minibatches": 3, "group_size": 4},
+        training={"steps": 4, "prompts_per_step": 3, "microbatch_tokens": 40},
+        optimizer={"learning_rate": 1e-30},
+    )
+    for rate in ("policy", "value"):
+        assert trainer.learning_rates(1, 0).get(rate, 0.0) < 1e-3
+    rng = np.random.default_rng(0)
+    trees = [random_group(rng, row=i) for i in range(7)]
+    grades = [{leaf: Grade(float(leaf)) for leaf in tree.leaves()} for tree in trees]
+    appraisals = trainer.appraise(trees, [everything(tree) for tree in trees], old=True)
+    settings = trainer.phase.settings
+    credit = ALGORITHMS[name].credit(Evidence(trees, grades, appraisals=appraisals, longest=16), settings)
+    still = dict.fromkeys(trainer.learning_rates(1, 0), 0.0)
+    result = trainer.update(1, still, trees, credit, appraisals, progress=None, where="")
+    assert result.facts["ratio_max"] == 1.0
+    assert result.facts["clipped_share"] == 0.0

@@ -26,6 +26,9 @@ class TokenClip(Clip):
     """Dual clip: with a negative advantage the loss is at most `dual` times it, whatever the ratio. None: off."""
 
 
+Estimator = Literal["k1", "k2", "k3", "exact"]
+
+
 class KL(Section):
     """Penalty for leaving the anchor, the model that training starts with."""
 
@@ -35,9 +38,10 @@ class KL(Section):
     place: Literal["loss", "reward"] = "loss"
     """In the loss of every token, or subtracted from the reward of every token."""
 
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    estimator: Estimator = "k3"
     """Which estimate of a token's KL enters; see `objective/kl.py` for bias and gradient of each. `k1` belongs in the
-    reward, and is the default there: in the loss its gradient is zero on average."""
+    reward, and is the default there: in the loss its gradient is zero on average. `exact` sums over the vocabulary and
+    belongs in the loss; it holds the anchor's last hidden state of every token while the batch trains."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,10 +55,20 @@ class KL(Section):
     def _k1_trains(self) -> KL:
         if self.place == "loss" and self.estimator == "k1":
             raise ValueError(
-                "kl.estimator = 'k1' in the loss trains nothing: its gradient has mean zero. Use 'k2' or 'k3', or "
-                "kl.place = 'reward'."
+                "kl.estimator = 'k1' in the loss trains nothing: its gradient has mean zero. Use 'k2', 'k3' or "
+                "'exact', or kl.place = 'reward'."
             )
         return self
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the penalty stands in the loss and trains."""
+        return self.coefficient != 0 and self.place == "loss" and getattr(self, "of", "policy") == "policy"
+
+    @property
+    def in_reward(self) -> bool:
+        """Whether the penalty is subtracted from rewards."""
+        return self.coefficient != 0 and self.place == "reward"
 
 
 class AdaptiveKL(KL):
@@ -63,9 +77,9 @@ class AdaptiveKL(KL):
     place: Literal["loss", "reward"] = "reward"
     """In the loss of every token, or subtracted from the reward of every token."""
 
-    estimator: Literal["k1", "k2", "k3"] = "k1"
+    estimator: Estimator = "k1"
     """Which estimate of a token's KL enters; see `objective/kl.py` for bias and gradient of each. `k1` belongs in the
-    reward: in the loss its gradient is zero on average."""
+    reward: in the loss its gradient is zero on average. `exact` sums over the vocabulary and belongs in the loss."""
 
     target: float | None = Field(default=None, gt=0)
     """KL of a completion (nats) that the weight is steered to; none: it stays at `coefficient`."""
@@ -79,6 +93,10 @@ class AdaptiveKL(KL):
             raise ValueError(
                 "kl.target needs kl.coefficient above 0: the weight is steered by factors from there"
             )
+        if self.target is not None and self.place == "loss":
+            raise ValueError(
+                'kl.target steers the weight of a penalty in the reward: use kl.place = "reward", or leave it out'
+            )
         return self
 
 
@@ -87,6 +105,16 @@ class Entropy(Section):
 
     coefficient: float = Field(default=0.0)
     """Weight of the entropy (nats a token) in the objective; positive keeps the policy random."""
+
+
+class EarlyStopping(Section):
+    """Ends supervised training when the loss on held-out rows falls no longer."""
+
+    patience: int = Field(default=3, ge=1)
+    """Measurements in a row without improvement after which training ends."""
+
+    minimum_improvement: float = Field(default=0.0, ge=0)
+    """Nats a token: a loss counts as improved when it is lower than the best so far by more than this."""
 
 
 class Overlong(Section):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from graft.algorithm_parts import KL, AdaptiveKL, Clip, Entropy, Overlong, TokenClip, Value
+from graft.algorithm_parts import KL, AdaptiveKL, Clip, EarlyStopping, Entropy, Overlong, TokenClip, Value
 from graft.critics.settings import CriticSettings, Equations
 from graft.section import Section
 from graft.segments.settings import Segments
@@ -424,6 +424,10 @@ class SFT(Section):
 
     reduction: Literal["token_mean", "sample_mean"] = "token_mean"
     """Mean over all completion tokens of the step, or over tokens in a sample and then over samples."""
+
+    early_stopping: EarlyStopping | None = None
+    """Ends training when the loss on held-out rows, measured every `evaluation.every` steps, falls no longer. Without
+    the section training goes on to its last step."""
 
 
 AlgorithmSettings = Annotated[

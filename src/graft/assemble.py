@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from graft.algorithm_settings import GRFT, RFT, ProcessGRPO
+from graft.algorithm_settings import GRFT, RFT, SFT, ProcessGRPO
 from graft.config import Data, Model, Rollout, RunConfig, Sampling
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
@@ -21,11 +21,13 @@ from graft.data.split import refuse_overlap, split_rows
 from graft.errors import ConfigError, DataError, ModelError
 from graft.graders import grader_of_function, grader_spec, open_grader, refuse_rows
 from graft.grading.build import BuiltGrader
+from graft.held_out_loss import having_worked
 from graft.kernels import load_kernels
 from graft.kernels.accelerate import accelerate
 from graft.kernels.products import training_kernels
 from graft.memory import keep_freed_memory
 from graft.model import AdapterSettings, Policy, load_model, sliding_window
+from graft.objective.kl import EXACT
 from graft.platform import read_cpu
 from graft.rollout import llama_decoder
 from graft.rollout.decoder import Decoder
@@ -126,6 +128,19 @@ def assemble(
         notes.append(
             f"algorithm.value.warmup_steps = {value.warmup_steps}: the first steps train the value model alone"
         )
+    if kl is not None and kl.in_loss and getattr(kl, "anchor", "initial") == "rollout":
+        updates = getattr(config.algorithm, "updates", 1)
+        if updates == 1:
+            notes.append(
+                "algorithm.kl.anchor = 'rollout' with one update a batch trains nothing: the policy has not left the "
+                "anchor yet, and there the penalty's gradient is 0"
+            )
+    if kl is not None and kl.in_reward and kl.estimator == EXACT:
+        notes.append(
+            "algorithm.kl.estimator = 'exact' in the reward charges tokens for the states that they lead to, not for "
+            "their own choice: 'k1' there has both parts, and 'exact' with kl.place = 'loss' the second"
+        )
+    notes += validation_notes(config, held_out)
     dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
     if dropped:
         notes.append(
@@ -145,6 +160,27 @@ def assemble(
         fingerprint=fingerprint(device, precision, engine),
         notes=notes,
     )
+
+
+def validation_notes(config: RunConfig, held_out: Sequence[Prompt]) -> list[str]:
+    """Which held-out rows have no worked completion and so no part in the validation loss.
+
+    Raises:
+        ConfigError: training shall stop for a validation loss, and none has one.
+    """
+    notes, rows = [], held_out[: config.evaluation.rows]
+    warm = config.warm_start if config.warm_start and config.warm_start.validate_every else None
+    algorithm = config.algorithm if isinstance(config.algorithm, SFT) else None
+    for section, settings in (("warm_start", warm), ("algorithm", algorithm)):
+        if settings is None or not rows:
+            continue
+        have = len(having_worked(rows, settings.worked))
+        if have < len(rows):
+            lacks = f"{section}.worked = '{settings.worked}': {have} of {len(rows)} held-out rows have it"
+            if not have and settings.early_stopping is not None:
+                raise ConfigError(f"{lacks}, so there is no loss for {section}.early_stopping to watch")
+            notes.append(f"{lacks}; the validation loss is that of these" if have else f"{lacks}; no loss")
+    return notes
 
 
 def refuse_short_window(config: RunConfig, policy: Policy) -> None:

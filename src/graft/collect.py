@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -63,7 +64,7 @@ class Collected:
 def collect(
     take: Callable[[int], list[int]],
     put_back: Callable[[Sequence[int]], None],
-    draw: Callable[[Sequence[int], int], Drawn],
+    draw: Callable[[Sequence[int], Sequence[int]], Drawn],
     *,
     wanted: int,
     max_rounds: int,
@@ -78,7 +79,8 @@ def collect(
     Args:
         take: the next so many rows; fewer when the data ends.
         put_back: rows that come next time.
-        draw: rows, and the number of the round (from 0), -> trees and grades.
+        draw: rows, and how often each of them was drawn in this step before, -> trees and grades. A row comes again
+            where a step takes more rows than there are, or crosses from one epoch to the next.
         wanted: prompts of a step.
         max_rounds: most rounds of a step.
 
@@ -86,13 +88,14 @@ def collect(
     """
     if max_rounds == 1:
         places = take(wanted)
-        return Collected(draw(places, 0) if places else Drawn(), Drawn(), 1)
+        return Collected(draw(places, _attempts(places, Counter())) if places else Drawn(), Drawn(), 1)
     useful, useless, sizes = Drawn(), Drawn(), []
+    before: Counter[int] = Counter()
     while len(sizes) < max_rounds and len(useful.trees) < wanted:
-        places = take(_needed(wanted, len(useful.trees), len(useless.trees)))
+        places = take(needed(wanted, len(useful.trees), len(useless.trees)))
         if not places:
             break
-        for entry in draw(places, len(sizes)).entries():
+        for entry in draw(places, _attempts(places, before)).entries():
             (useful if has_signal(entry[3]) else useless).add(*entry)
         sizes.append(len(places))
     put_back(useful.places[wanted:])
@@ -103,14 +106,23 @@ def collect(
     return Collected(useful.part(0, wanted), useless, len(sizes))
 
 
+def _attempts(places: Sequence[int], before: Counter[int]) -> list[int]:
+    """How often each row was drawn before; counts them."""
+    attempts = []
+    for place in places:
+        attempts.append(before[place])
+        before[place] += 1
+    return attempts
+
+
 def has_signal(grades: Mapping[int, Grade]) -> bool:
     """Whether the scores of a group differ. Those that are missing say nothing."""
     return len({grade.score for grade in grades.values() if grade.score is not None}) > 1
 
 
-def _needed(wanted: int, useful: int, useless: int) -> int:
-    """Prompts of the next round."""
+def needed(wanted: int, useful: float, useless: float) -> int:
+    """Prompts of the next round, given how many groups had signal and how many had none."""
     missing = wanted - useful
     if useful + useless == 0:
-        return missing
+        return math.ceil(missing)
     return math.ceil(missing / max(useful / (useful + useless), LEAST_SHARE))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from graft.algorithm_parts import EarlyStopping
 from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings
 from graft.grading.check import check_grader, dump_grader
 from graft.section import Section, tag_of
@@ -296,6 +297,19 @@ class WarmStart(Section):
 
     optimizer: Optimizer = Optimizer(learning_rate=2e-5)
 
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between measurements of the loss on held-out rows, which need worked completions, too. None: not
+    measured."""
+
+    early_stopping: EarlyStopping | None = None
+    """Ends the warm start when the loss on held-out rows falls no longer."""
+
+    @model_validator(mode="after")
+    def _stops_for_a_loss(self) -> WarmStart:
+        if self.early_stopping is not None and self.validate_every is None:
+            raise ValueError("warm_start.early_stopping needs warm_start.validate_every, e.g. 5 (steps)")
+        return self
+
 
 class Evaluation(Section):
     """Measuring on held-out rows with the same engine and grader."""
@@ -424,6 +438,7 @@ class RunConfig(Section):
         return self
 
     def _refuse_what_cannot_be(self) -> None:
+        self._refuse_stopping_without_a_loss()
         parts = getattr(self.algorithm, "minibatches", 1)
         if parts > self.training.prompts_per_step:
             raise ValueError(
@@ -435,6 +450,16 @@ class RunConfig(Section):
             raise ValueError(
                 "report.kl_every measures KL to the initial model, which is not kept with "
                 'algorithm.kl.anchor = "rollout": leave one of them out'
+            )
+
+    def _refuse_stopping_without_a_loss(self) -> None:
+        stops = isinstance(self.algorithm, SFT) and self.algorithm.early_stopping is not None
+        if stops and self.evaluation.every is None:
+            raise ValueError("algorithm.early_stopping needs evaluation.every, e.g. 10 (steps)")
+        stops = stops or (self.warm_start is not None and self.warm_start.early_stopping is not None)
+        if stops and not self.data.held_out and self.data.held_out_source is None:
+            raise ValueError(
+                "early_stopping needs held-out rows: give data.held_out (split off) or data.held_out_source"
             )
 
 

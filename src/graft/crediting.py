@@ -35,7 +35,7 @@ from graft.credit.group import group_relative_advantages, leave_one_out_advantag
 from graft.credit.length import overlong_penalty
 from graft.credit.running_mean import RunningMean, running_mean_advantages
 from graft.credit.whiten import whiten
-from graft.objective.kl import ESTIMATORS, adapted_coefficient
+from graft.objective.kl import ESTIMATORS, EXACT, adapted_coefficient
 from graft.objective.reduce import constant_weights, sample_mean_weights, token_mean_weights
 from graft.objective.value import explained_variance
 from graft.tree import Tree
@@ -128,8 +128,7 @@ def credit_needs_appraisal(settings: Any) -> bool:
     """Whether the credit depends on what networks say of the tokens: on values, or on a KL in the reward."""
     if not isinstance(settings, Sampled):
         return False
-    in_reward = settings.kl.coefficient != 0 and settings.kl.place == "reward"
-    return hasattr(settings, "value") or in_reward
+    return hasattr(settings, "value") or settings.kl.in_reward
 
 
 def credit_relative(evidence: Evidence, settings: GRPO | DAPO | GSPO | CISPO) -> StepCredit:
@@ -172,9 +171,7 @@ def credit_groups(
     rewards = shaped_rewards(evidence, samples, settings)
     groups = torch.tensor([sample.group for sample in samples], dtype=torch.int64)
     idle = without_signal(rewards, groups)
-    needed_anyway = settings.entropy.coefficient != 0 or (
-        settings.kl.coefficient != 0 and settings.kl.place == "loss"
-    )
+    needed_anyway = settings.entropy.coefficient != 0 or settings.kl.in_loss
     left_out = torch.zeros_like(idle) if needed_anyway else idle
     credits, denominators = credit_whole_samples(
         evidence, samples, advantages_of(rewards, groups), settings, left_out=left_out.tolist()
@@ -206,8 +203,9 @@ def credit_running_mean(evidence: Evidence, settings: Reinforce) -> StepCredit:
 def credit_values(evidence: Evidence, settings: PPO) -> StepCredit:
     """PPO's: generalised advantages of every token from the value model, with the score at the last token."""
     samples = scored_samples(evidence)
-    in_reward = settings.kl.coefficient != 0 and settings.kl.place == "reward"
-    coefficient = evidence.carried.get("kl_coefficient", settings.kl.coefficient) if in_reward else 0.0
+    coefficient = 0.0
+    if settings.kl.in_reward:
+        coefficient = evidence.carried.get("kl_coefficient", settings.kl.coefficient)
     scores = length_shaped_scores(evidence, samples, settings)
     sequences = []
     for sample, score in zip(samples, scores.tolist(), strict=True):
@@ -255,8 +253,9 @@ def _adapted(
     """What is carried of the penalty's weight, and metrics."""
     if coefficient == 0 or not samples:
         return dict(evidence.carried), {}
+    estimator = EXACT if settings.kl.estimator == EXACT else "k1"
     measured = sum(
-        float(kl_of_tokens(evidence, sample, settings.kl, estimator="k1").sum()) for sample in samples
+        float(kl_of_tokens(evidence, sample, settings.kl, estimator=estimator).sum()) for sample in samples
     ) / len(samples)
     facts = {"kl_per_completion": measured}
     if settings.kl.target is None:
@@ -330,7 +329,7 @@ def shaped_rewards(evidence: Evidence, samples: Sequence[ScoredSample], settings
         float64 `[samples]`.
     """
     rewards = length_shaped_scores(evidence, samples, settings)
-    if settings.kl.coefficient and settings.kl.place == "reward":
+    if settings.kl.in_reward:
         penalties = [float(kl_of_tokens(evidence, sample, settings.kl).sum()) for sample in samples]
         rewards = rewards - settings.kl.coefficient * torch.tensor(penalties, dtype=torch.float64)
     return rewards
@@ -354,6 +353,8 @@ def kl_of_tokens(evidence: Evidence, sample: ScoredSample, kl: KL, *, estimator:
     appraisal = evidence.appraisals[sample.tree]
     if sample.leaf not in appraisal.anchor_logprobs:
         return torch.zeros(sample.length, dtype=torch.float64)
+    if (estimator or kl.estimator) == EXACT:
+        return torch.from_numpy(appraisal.kl[sample.leaf]).double()
     old = torch.from_numpy(appraisal.old_logprobs[sample.leaf]).double()
     anchor = torch.from_numpy(appraisal.anchor_logprobs[sample.leaf]).double()
     return ESTIMATORS[estimator or kl.estimator](old, anchor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from graft.report.text import duration_in_words
@@ -38,13 +38,16 @@ class Speeds:
     """Judging one completion."""
 
     train_token: Mapping[str, float]
-    """Forward and backward of one token, by phase."""
+    """Forward and backward of one token, by phase, value model included."""
 
-    score_token: float
-    """Forward of one token without gradient."""
+    score_token: Mapping[str, float]
+    """Forward of one token without gradient, by phase: the policy, and the value model if there is one."""
 
-    optimizer: float
-    """The optimiser's part of a step."""
+    anchor_token: float
+    """Forward of one token by the KL anchor."""
+
+    optimizer: Mapping[str, float]
+    """One step of the optimiser, by phase; the value model's own included where it has one."""
 
     write_byte: float
     """Writing one byte durably."""
@@ -81,30 +84,102 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class GrownTree:
+    """A tree with groups at every prefix, on average; measured, since no list of lengths describes it."""
+
+    tokens: float
+    """Drawn for it."""
+
+    seconds: float
+    """To draw it, beside others."""
+
+    paths: float
+    """Completions that are graded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Critiques:
+    """What the critic takes for the completions of one prompt, on average."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    """Drawn by the policy."""
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseWork:
     """The optimiser steps of one phase."""
 
     name: str
     steps: int
     batch: Sampling
-    """Completions of a step, drawn or worked."""
+    """Completions that a step trains on, drawn or worked."""
 
     drawn: bool
     """Whether the engine draws them; else the rows bring them."""
 
-    updates: int = 1
-    """Optimiser steps on each batch."""
+    rounds: Sequence[int] = ()
+    """Prompts of each round of dynamic sampling in a step; empty: one round, all of which trains."""
+
+    grown: GrownTree | None = None
+    """None where whole completions are drawn."""
+
+    critiques: Critiques = field(default_factory=Critiques)
+
+    passes: int = 1
+    """Over each batch, forward and backward."""
+
+    optimizer_steps: int = 1
+    """On each batch."""
 
     scorings: float = 0.0
-    """Forward passes over the batch besides, a step: the anchor's, and the old policy's."""
+    """Forward passes of the policy that sampled over a batch, a step, on average."""
+
+    anchor_scorings: float = 0.0
+    """The same of the KL anchor."""
+
+    scores_all: bool = False
+    """Whether these see every token drawn, or those alone that train."""
 
     trained_share: float = 1.0
     """Of the groups; those whose scores are all equal do not go through the network."""
 
+    read_share: float = 1.0
+    """Tokens of completions that the network reads, of those drawn: equal beginnings are read once, and a last token
+    not at all."""
+
+    @property
+    def prompts_drawn(self) -> int:
+        """In a step, rounds of dynamic sampling together."""
+        return sum(self.rounds) if self.rounds else self.batch.prompts
+
+    @property
+    def tokens_a_prompt(self) -> float:
+        """Drawn for its completions."""
+        return self.batch.samples * _mean(self.batch.lengths) if self.grown is None else self.grown.tokens
+
+    @property
+    def sampled_tokens(self) -> float:
+        """Drawn in a step, for what is discarded and for the critic, too; as the run's `generated_tokens` counts."""
+        if not self.drawn:
+            return 0.0
+        return self.prompts_drawn * self.tokens_a_prompt + self.batch.prompts * self.critiques.tokens
+
+    @property
+    def batch_tokens(self) -> float:
+        """Tokens of a batch that the network reads, prompts once a group."""
+        own = self.batch.prompt_tokens + self.tokens_a_prompt * self.read_share
+        return self.batch.prompts * own
+
     @property
     def update_tokens(self) -> float:
-        """Tokens that go through the network in a step, prompts once a group."""
-        return self.trained_share * (self.batch.prompts * self.batch.prompt_tokens + self.batch.tokens)
+        """Tokens that go through the network in one pass of the update."""
+        return self.trained_share * self.batch_tokens
+
+    @property
+    def scored_tokens(self) -> float:
+        """Tokens that each scoring sees."""
+        return self.batch_tokens if self.scores_all else self.update_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +192,22 @@ class EvaluationWork:
 
 
 @dataclass(frozen=True, slots=True)
+class ValidationWork:
+    """Measurements of the loss on held-out rows."""
+
+    phase: str
+    times: int
+    tokens: float
+    """That the network reads each time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """All that a run is to do."""
 
     phases: Sequence[PhaseWork]
     evaluations: Sequence[EvaluationWork]
+    validations: Sequence[ValidationWork]
     written_bytes: int
     """Of all checkpoints."""
 
@@ -151,7 +237,10 @@ class Memory:
     """Its moments."""
 
     copies: int
-    """Copies of the weights: of those that KL is measured from, and of older ones that sample."""
+    """Of weights besides the policy's: the KL anchor, the value model's trunk, older weights that sample; 0 without."""
+
+    held_states: int
+    """The anchor's hidden states of a step's tokens, which the exact KL holds; 0 without."""
 
     cached_token: int
     """Keys and values of one token in the engine."""
@@ -170,10 +259,10 @@ class Memory:
         Args:
             largest_call: bytes that the engine holds, weights aside, in the largest call.
         """
-        kept = self.sampling_peak + self.optimizer + self.copies
+        kept = self.sampling_peak + self.optimizer + self.copies + self.held_states
         activations = max(0, self.update_peak - kept - self.gradients)
         larger = max(1.0, self.microbatch_tokens / self.tried_tokens)
-        update = max(self.update_peak, kept + self.gradients + activations * larger)
+        update = max(self.update_peak + self.held_states, kept + self.gradients + activations * larger)
         return max(update, kept + max(0.0, largest_call - self.sampled))
 
 
@@ -219,7 +308,10 @@ class Estimate:
     tokens_sampled_training: float
     tokens_sampled_measuring: float
     tokens_trained: float
-    """Tokens through forward and backward, prompts included."""
+    """Tokens through forward and backward, prompts included, once for each pass over a batch."""
+
+    tokens_scored: float
+    """Tokens through a forward pass alone: of the policy that sampled, and of the KL anchor."""
 
     steps: Mapping[str, int]
     """Phase -> optimiser steps."""
@@ -240,6 +332,7 @@ class Estimate:
             "tokens_sampled_training": round(self.tokens_sampled_training),
             "tokens_sampled_measuring": round(self.tokens_sampled_measuring),
             "tokens_trained": round(self.tokens_trained),
+            "tokens_scored": round(self.tokens_scored),
             "seconds": self.seconds,
             "parts": [
                 {
@@ -268,7 +361,8 @@ class Estimate:
             f"steps     {steps}",
             f"tokens    {self.tokens_sampled_training:,.0f} to sample for training, "
             f"{self.tokens_sampled_measuring:,.0f} for measuring, {self.tokens_trained:,.0f} to train on "
-            "(prompts included)",
+            "(prompts included, several passes added up)"
+            + (f", {self.tokens_scored:,.0f} to score without gradient" if self.tokens_scored else ""),
             "",
             f"{'':<32}{'times':>7}{'each':>12}{'in all':>16}",
         ]
@@ -297,7 +391,7 @@ def estimate(
     assumptions: Sequence[str],
 ) -> Estimate:
     """Count what a workload takes at the given speeds."""
-    calls = [phase.batch for phase in work.phases if phase.drawn] + [e.call for e in work.evaluations]
+    calls = [largest_call(phase) for phase in work.phases if phase.drawn] + [e.call for e in work.evaluations]
     held = [call.engine_bytes(memory, slots=work.slots, max_new_tokens=work.max_new_tokens) for call in calls]
     items = [Item("start", 1, speeds.start)]
     items += [
@@ -305,18 +399,30 @@ def estimate(
     ]
     for phase in work.phases:
         if phase.drawn:
-            sampling = sampling_seconds(phase.batch, speeds, slots=work.slots)
-            grading = phase.batch.completions * speeds.grade
-            items.append(Item(f"{phase.name}: sampling", phase.steps, speeds.hand_over + sampling + grading))
+            sampling = speeds.hand_over + drawing_seconds(phase, speeds, slots=work.slots)
+            items.append(Item(f"{phase.name}: sampling", phase.steps, sampling))
+            critic = phase.batch.prompts * phase.critiques.seconds
+            if critic:
+                items.append(Item(f"{phase.name}: critic", phase.steps, critic))
+        scoring = scoring_seconds(phase, speeds)
+        if scoring:
+            items.append(Item(f"{phase.name}: scoring", phase.steps, scoring))
         items.append(Item(f"{phase.name}: update", phase.steps, update_seconds(phase, speeds)))
+    items += [
+        Item(f"{v.phase}: validation loss", v.times, v.tokens * speeds.score_token[v.phase])
+        for v in work.validations
+    ]
     items.append(Item("writing checkpoints", 1, work.written_bytes * speeds.write_byte))
     return Estimate(
         facts=facts,
         items=[item for item in items if item.times],
         memory_bytes=memory.peak(max(held, default=0.0)),
-        tokens_sampled_training=math.fsum(p.steps * p.batch.tokens for p in work.phases if p.drawn),
+        tokens_sampled_training=math.fsum(p.steps * p.sampled_tokens for p in work.phases),
         tokens_sampled_measuring=math.fsum(e.times * e.call.tokens for e in work.evaluations),
-        tokens_trained=math.fsum(p.steps * p.updates * p.update_tokens for p in work.phases),
+        tokens_trained=math.fsum(p.steps * p.passes * p.update_tokens for p in work.phases),
+        tokens_scored=math.fsum(
+            p.steps * (p.scorings + p.anchor_scorings) * p.scored_tokens for p in work.phases
+        ),
         steps={phase.name: phase.steps for phase in work.phases},
         assumptions=assumptions,
     )
@@ -338,10 +444,31 @@ def evaluation_seconds(call: Sampling, speeds: Speeds, *, slots: int) -> float:
     return speeds.hand_over + sampling_seconds(call, speeds, slots=slots) + call.completions * speeds.grade
 
 
+def largest_call(phase: PhaseWork) -> Sampling:
+    """The call of the engine with the most prompts in a step."""
+    return replace(phase.batch, prompts=max(phase.rounds, default=phase.batch.prompts))
+
+
+def drawing_seconds(phase: PhaseWork, speeds: Speeds, *, slots: int) -> float:
+    """Drawing and grading in a step, all rounds."""
+    if phase.grown is not None:
+        return phase.prompts_drawn * (phase.grown.seconds + phase.grown.paths * speeds.grade)
+    calls = [replace(phase.batch, prompts=n) for n in phase.rounds or (phase.batch.prompts,)]
+    return sum(
+        sampling_seconds(call, speeds, slots=slots) + call.completions * speeds.grade for call in calls
+    )
+
+
 def update_seconds(phase: PhaseWork, speeds: Speeds) -> float:
-    """Every update on the batch, and the scorings before it."""
-    once = phase.update_tokens * speeds.train_token[phase.name] + speeds.optimizer
-    return phase.updates * once + phase.scorings * phase.update_tokens * speeds.score_token
+    """Every pass over the batch, and every step of the optimiser."""
+    tokens = phase.passes * phase.update_tokens
+    return tokens * speeds.train_token[phase.name] + phase.optimizer_steps * speeds.optimizer[phase.name]
+
+
+def scoring_seconds(phase: PhaseWork, speeds: Speeds) -> float:
+    """What networks that stand still say of the batch, before the update."""
+    policy = phase.scorings * speeds.score_token[phase.name]
+    return phase.scored_tokens * (policy + phase.anchor_scorings * speeds.anchor_token)
 
 
 def decode_steps(lengths: Sequence[int], *, slots: int) -> int:
@@ -355,26 +482,6 @@ def decode_steps(lengths: Sequence[int], *, slots: int) -> int:
     for length in lengths:
         heapq.heappush(free_at, heapq.heappop(free_at) + length - 1)
     return max(free_at, default=0)
-
-
-def decode_costs(wide: tuple[int, float], narrow: tuple[int, float]) -> tuple[float, float]:
-    """(cost of a step, cost of a row in it) from the times of a wide and a narrow step.
-
-    time = step + rows * row; neither is negative.
-
-    Args:
-        wide: rows and seconds.
-        narrow: the same of a step with fewer rows, or as many.
-    """
-    if wide[0] == narrow[0]:
-        return wide[1], 0.0
-    row = min(max(0.0, (wide[1] - narrow[1]) / (wide[0] - narrow[0])), wide[1] / wide[0])
-    return wide[1] - row * wide[0], row
-
-
-def share_with_signal(seen: int, with_signal: int) -> float:
-    """Share of groups whose scores differ, from those seen: (k + 1) / (n + 2), one half where none was seen."""
-    return (with_signal + 1) / (seen + 2)
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from graft.algorithm_settings import GRFT, SFT, Sampled
 from graft.algorithms import ALGORITHMS, Algorithm
-from graft.assemble import Parts, load_worked, sampling_settings
-from graft.collect import Drawn, collect
+from graft.assemble import Parts, load_worked
+from graft.collect import Drawn, collect, has_signal
 from graft.crediting import Evidence, StepCredit, credit_needs_appraisal
 from graft.data.cursor import PromptCursor
 from graft.data.worked import worked_trees
-from graft.evaluation import evaluate
+from graft.drawing import criticise, draw
+from graft.evaluation import Evaluation
 from graft.grading.beside import GradingBeside
 from graft.interrupt import Interrupt
-from graft.memory import memory_errors, peak_memory_gb
+from graft.measuring import early_stop, evaluate_held_out, validate_held_out
+from graft.memory import peak_memory_gb
 from graft.model import plain_state
 from graft.phases import Phase, phases_of
 from graft.report.metrics import Moment, Stage
@@ -25,16 +27,13 @@ from graft.report.run_folder import RunFolder
 from graft.report.terminal import Activity, Terminal
 from graft.report.trees import tree_record
 from graft.rollout.engine import Finished
-from graft.rollout.grow import grow_groups
-from graft.rollout.grow_trees import Shape, grow_trees
 from graft.state import checkpoint
 from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
-from graft.step_records import Step, evaluation_record, mean_kl, step_clock, step_record
-from graft.thoughts import ThoughtCritic
-from graft.trainer import Trainer, everything, penalised
+from graft.step_records import Step, Validation, evaluation_record, mean_kl, step_clock, step_record
+from graft.trainer import Trainer, everything, everything_else, penalised
 from graft.tree import Tree
-from graft.types import Appraisal, Credit, Grade, Prompt, Purpose
+from graft.types import Appraisal, Credit, Grade, Prompt
 from graft.update.step import POLICY, StepResult
 
 ACTIVITIES = {Stage.WARM_START: Activity.WARM_START, Stage.TRAIN: Activity.TRAINING}
@@ -85,13 +84,17 @@ class Loop:
         while not self.has_ended(phase):
             if self.state.measuring_due:  # the run was stopped between a step and its measurement
                 self.measure(Moment.DURING)
+                continue
             if cursor.remaining == 0:
                 self.terminal.say("the training rows are used up: the run ends here")
                 return
             drawn_before = self.state.generated_tokens
             with step_clock(self.state.steps.get(phase.stage, 0) + 1) as step:
                 self.step(phase, step, cursor)
+                if _due(phase.validate_every, step.number):
+                    step.validation = validate_held_out(self.parts, phase, progress=self.on_microbatch)
             self.record_step(phase, step, cursor)
+            self.watch(phase, step.validation, step.number)
             if self.has_ended(phase):
                 break
             self.state.measuring_due = phase.stage is Stage.TRAIN and self.is_measuring_due(
@@ -100,11 +103,13 @@ class Loop:
             self.interrupt.check()
             if self.state.measuring_due:
                 self.measure(Moment.DURING)
-            if _due(self.config.checkpoints.every, step.number):
+            if not self.has_ended(phase) and _due(self.config.checkpoints.every, step.number):
                 self.save()
 
     def has_ended(self, phase: Phase) -> bool:
         """Whether nothing of it is left to do."""
+        if phase.stage in self.state.stopped_early:
+            return True
         steps = self.state.steps.get(phase.stage, 0)
         return phase.ended(steps=steps, generated_tokens=self.state.generated_tokens)
 
@@ -141,14 +146,12 @@ class Loop:
         with step.timed("load"), trainer.as_sampled(step.number):
             self.load_engine(age=trainer.age(step.number))
 
-        def draw(places: Sequence[int], attempt: int) -> Drawn:
+        def draw_round(places: Sequence[int], attempts: Sequence[int]) -> Drawn:
             prompts = [self.parts.train[place] for place in places]
             with self.grading() as beside:
                 with step.timed("sample"):
-                    if isinstance(phase.settings, GRFT):
-                        trees = self.sample_trees(phase.settings, step.number, attempt, prompts)
-                    else:
-                        trees = self.sample(phase, step.number, attempt, prompts, beside.finished(prompts))
+                    finished = None if isinstance(phase.settings, GRFT) else beside.finished(prompts)
+                    trees = self.sample(phase, step.number, attempts, prompts, finished)
                 with step.timed("grade"):
                     grades = self.grade(beside, trees)
             return Drawn(list(places), prompts, trees, grades)
@@ -156,25 +159,32 @@ class Loop:
         collected = collect(
             cursor.take,
             cursor.put_back,
-            draw,
+            draw_round,
             wanted=phase.rows_per_step,
             max_rounds=getattr(phase.settings, "max_sampling_rounds", 1),
         )
         step.trees, step.grades = collected.kept.trees, collected.kept.grades
         step.discarded, step.rounds = collected.discarded, collected.rounds
+        self.tell_short_batch(phase, step)
         if self.parts.critic is not None:
+            assert isinstance(phase.settings, Sampled)
             with step.timed("critic"):
-                self.criticise(self.parts.critic, step)
+                step.trees, step.grades, step.critiques = criticise(
+                    self.parts.critic,
+                    phase.settings,
+                    step.trees,
+                    step.grades,
+                    max_failure_rate=self.config.grading.max_failure_rate,
+                )
 
-    def criticise(self, critic: ThoughtCritic, step: Step) -> None:
-        """Completions become chains of thoughts, and a critic scores them."""
-        settings = self.config.algorithm
-        if isinstance(settings, GRFT) and settings.score == "outcome":
-            return
-        if not isinstance(settings, GRFT):  # whose trees grow as thoughts
-            step.trees, step.grades = critic.cut(step.trees, step.grades)
-        rate = self.config.grading.max_failure_rate
-        step.critiques = critic.criticise(step.trees, step.grades, max_failure_rate=rate)
+    def tell_short_batch(self, phase: Phase, step: Step) -> None:
+        """Dynamic sampling may end with fewer groups than a step is to have."""
+        useful = sum(has_signal(grades) for grades in step.grades)
+        if step.rounds > 1 and useful < phase.rows_per_step:
+            self.terminal.say(
+                f"step {step.number}: {useful} of {phase.rows_per_step} groups have signal after {step.rounds} rounds "
+                f"of sampling; it trains on {len(step.trees)}"
+            )
 
     def grading(self) -> GradingBeside:
         """What judges finished samples while others still grow."""
@@ -182,50 +192,24 @@ class Loop:
         return GradingBeside(self.parts.grader, self.parts.encoder.decode)
 
     def sample(
-        self, phase: Phase, number: int, attempt: int, prompts: Sequence[Prompt], finished: Finished
+        self,
+        phase: Phase,
+        number: int,
+        attempts: Sequence[int],
+        prompts: Sequence[Prompt],
+        finished: Finished | None,
     ) -> list[Tree]:
-        """The engine draws a group of completions for each prompt, and hands over each as it ends."""
-        assert self.parts.engine is not None
+        """The engine draws trees, and hands over each whole completion as it ends."""
         assert isinstance(phase.settings, Sampled)
-        with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
-            return grow_groups(
-                self.parts.engine,
-                prompts,
-                group_size=phase.settings.group_size,
-                sampling=sampling_settings(self.config.sampling),
-                seed=self.config.seed,
-                purpose=Purpose.TRAIN,
-                step=number,
-                attempt=attempt,
-                progress=self.on_tokens,
-                finished=finished,
-            )
-
-    def sample_trees(
-        self, settings: GRFT, number: int, attempt: int, prompts: Sequence[Prompt]
-    ) -> list[Tree]:
-        """The engine draws groups of candidates at every prefix."""
-        parts = self.parts
-        assert parts.engine is not None
-        assert parts.critic is not None
-        assert parts.grader is not None
-        critic, grader = parts.critic, parts.grader
-        survivors = "all" if settings.shape == "tree" else settings.survivor
-        with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
-            return grow_trees(
-                parts.engine,
-                prompts,
-                shape=Shape(settings.levels, survivors, settings.survivor_temperature),
-                begin=critic.begin,
-                score=lambda groups: critic.sibling_scores(
-                    groups, grader, settings.rewards, scale=settings.critic.scale
-                ),
-                sampling=sampling_settings(self.config.sampling),
-                seed=self.config.seed,
-                step=number,
-                attempt=attempt,
-                progress=self.on_tokens,
-            )
+        return draw(
+            self.parts,
+            phase.settings,
+            prompts,
+            step=number,
+            attempts=attempts,
+            progress=self.on_tokens,
+            finished=finished,
+        )
 
     def grade(self, beside: GradingBeside, trees: Sequence[Tree]) -> list[Mapping[int, Grade]]:
         """The grader has judged every completion."""
@@ -285,8 +269,10 @@ class Loop:
             step.appraisals = self.appraise(
                 step, step.credit.trees, old=report_kl or needs_old, anchor=anchor
             )
-        if report_kl:
-            step.kl_to_initial = mean_kl(step.appraisals)
+        if report_kl:  # of all that was sampled: groups without signal are not like the others
+            rest = [everything_else(tree, own) for tree, own in zip(step.trees, step.appraisals, strict=True)]
+            others = self.appraise(step, rest, old=True, anchor=True)
+            step.kl_to_initial = mean_kl([*step.appraisals, *others])
         if not needs_old:  # the forward pass of the one update gives the old log-probabilities, to the bit
             step.appraisals = [replace(own, old_logprobs={}) for own in step.appraisals]
         rates = trainer.learning_rates(step.number, self.state.generated_tokens)
@@ -302,52 +288,59 @@ class Loop:
         )
 
     def measure(self, moment: Moment) -> None:
-        """Sample and grade held-out rows; before and after training all of them, once."""
-        settings, parts = self.config.evaluation, self.parts
-        if (
-            not parts.held_out
-            or parts.engine is None
-            or parts.grader is None
-            or moment in self.state.measured
-        ):
+        """Measure on held-out rows; before and after training on all of them, once."""
+        samples = self.parts.engine is not None and self.parts.grader is not None
+        phase = self.phases[0 if moment in (Moment.BEFORE, Moment.AFTER_WARM_START) else -1]
+        if not self.parts.held_out or moment in self.state.measured or not (samples or phase.validates):
             return
-        during = moment is Moment.DURING
-        prompts = parts.held_out[: settings.rows] if during else parts.held_out
+        began = time.perf_counter()
+        validation = validate_held_out(self.parts, phase, progress=self.on_microbatch)
+        evaluation = self.evaluate(moment) if samples else None
+        done = self.state.steps.get(Stage.TRAIN, 0)
+        self.append(
+            evaluation_record(
+                evaluation,
+                validation,
+                moment=moment,
+                step=done,
+                generated_tokens=self.state.generated_tokens,
+                seconds=time.perf_counter() - began,
+            )
+        )
+        if moment is not Moment.DURING:
+            self.state.measured.append(str(moment))
+        if evaluation is not None:
+            self.state.score = evaluation.accuracy.mean
+            if moment is not Moment.DURING:
+                for tree, grades in zip(evaluation.trees, evaluation.grades, strict=True):
+                    self.folder.append_tree(
+                        tree_record(
+                            done, Stage.EVALUATION, tree, grades, self.parts.encoder.decode, moment=moment
+                        )
+                    )
+        elif validation is not None:
+            self.state.score = -validation.loss
+        self.state.measuring_due = False
+        self.watch(phase, validation, self.state.steps.get(phase.stage, 0))
+
+    def evaluate(self, moment: Moment) -> Evaluation:
+        """Sample and grade held-out rows, between training steps the first of them."""
+        during, rows = moment is Moment.DURING, self.parts.held_out
+        prompts = rows[: self.config.evaluation.rows] if during else rows
         if not during:
             self.terminal.begin(Activity.MEASURING, len(prompts))
-        began = time.perf_counter()
         self.load_engine()
-        with memory_errors("the evaluation", "rollout.slots or sampling.max_new_tokens"):
-            evaluation = evaluate(
-                parts.engine,
-                prompts,
-                parts.grader,
-                parts.encoder.decode,
-                samples=settings.samples,
-                sampling=sampling_settings(self.config.sampling, temperature=settings.temperature),
-                threshold=settings.threshold,
-                seed=self.config.seed,
-                max_failure_rate=self.config.grading.max_failure_rate,
-                progress=self.on_tokens,
-                waiting=self.interrupt.check,
-            )
-        done = self.state.steps.get(Stage.TRAIN, 0)
-        record = evaluation_record(
-            evaluation,
-            moment=moment,
-            step=done,
-            generated_tokens=self.state.generated_tokens,
-            seconds=time.perf_counter() - began,
-        )
-        self.append(record)
-        if not during:
-            self.state.measured.append(str(moment))
-            for tree, grades in zip(evaluation.trees, evaluation.grades, strict=True):
-                self.folder.append_tree(
-                    tree_record(done, Stage.EVALUATION, tree, grades, parts.encoder.decode, moment=moment)
-                )
-        self.state.score = evaluation.accuracy.mean
-        self.state.measuring_due = False
+        return evaluate_held_out(self.parts, prompts, progress=self.on_tokens, waiting=self.interrupt.check)
+
+    def watch(self, phase: Phase, validation: Validation | None, steps: int) -> None:
+        """End the phase after so many steps if its validation loss falls no longer."""
+        if validation is None or self.has_ended(phase):
+            return
+        reason = early_stop(self.state, phase, validation.loss)
+        if reason is not None:
+            line = f"{ACTIVITIES[phase.stage]} ended early, after step {steps}: {reason}"
+            self.state.stopped_early[phase.stage] = line
+            self.terminal.say(line)
 
     # -- where the run stands ----------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from graft.algorithm_settings import (
 )
 from graft.credit.gae import td_advantages
 from graft.objective.clip import ClippedLoss, cispo_loss, clipped_policy_loss, truncated_importance_weight
-from graft.objective.kl import ESTIMATORS
+from graft.objective.kl import ESTIMATORS, EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class TokenBatch:
     nodes: Tensor  # index of each token's node, 0 to number of nodes - 1
     values: Tensor | None = None  # of the state before each token, now; no gradient
     value_targets: Tensor | None = None
+    kl: Tensor | None = None  # to the anchor, over the whole vocabulary; carries the gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +141,16 @@ def _with_regularisers(
         per_token = per_token * truncated_importance_weight(
             tokens.old_logprobs, tokens.engine_logprobs, cap=settings.engine_weight_cap
         )
-    if (
-        settings.kl.coefficient
-        and settings.kl.place == "loss"
-        and getattr(settings.kl, "of", "policy") == "policy"
-    ):
-        assert tokens.anchor_logprobs is not None
-        penalty = ESTIMATORS[settings.kl.estimator](tokens.logprobs, tokens.anchor_logprobs)
-        per_token = per_token + settings.kl.coefficient * times * penalty
+    if settings.kl.in_loss:
+        per_token = per_token + settings.kl.coefficient * times * _kl(tokens, settings.kl.estimator)
     if settings.entropy.coefficient:
         per_token = per_token - settings.entropy.coefficient * times * tokens.entropies
     return TokenLoss(per_token, {"clipped_share": loss.was_clipped.float()})
+
+
+def _kl(tokens: TokenBatch, estimator: str) -> Tensor:
+    if estimator == EXACT:
+        assert tokens.kl is not None
+        return tokens.kl
+    assert tokens.anchor_logprobs is not None
+    return ESTIMATORS[estimator](tokens.logprobs, tokens.anchor_logprobs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from graft.algorithm_parts import EarlyStopping
 from graft.algorithm_settings import SFT, AlgorithmSettings
 from graft.config import Optimizer, RunConfig
 from graft.report.metrics import Moment, Stage
@@ -26,6 +27,18 @@ class Phase:
 
     generated_tokens: int | None = None
     """Tokens drawn for training since the run began at which the phase ends."""
+
+    validate_every: int | None = None
+    """Steps of a warm start between measurements of the loss on held-out rows."""
+
+    early_stopping: EarlyStopping | None = None
+
+    @property
+    def validates(self) -> bool:
+        """Whether the loss on the worked completions of held-out rows is measured."""
+        return isinstance(self.settings, SFT) and (
+            self.stage is Stage.TRAIN or self.validate_every is not None
+        )
 
     def ended(self, *, steps: int, generated_tokens: int) -> bool:
         """Whether nothing is left to do.
@@ -53,6 +66,8 @@ def phases_of(config: RunConfig, *, training_rows: int) -> list[Phase]:
                 rows_per_step=warm.rows_per_step,
                 steps=warm.steps,
                 after=Moment.AFTER_WARM_START,
+                validate_every=warm.validate_every,
+                early_stopping=warm.early_stopping,
             )
         )
     training = config.training
@@ -68,6 +83,7 @@ def phases_of(config: RunConfig, *, training_rows: int) -> list[Phase]:
             steps=steps,
             after=Moment.AFTER,
             generated_tokens=training.generated_tokens,
+            early_stopping=getattr(config.algorithm, "early_stopping", None),
         )
     )
     return phases

@@ -258,7 +258,7 @@ def _closing_summary(
     measured = {
         names[Moment(record["moment"])]: record["held_out_accuracy"]
         for record in folder.read_metrics()
-        if record["stage"] == Stage.EVALUATION and Moment(record["moment"]) in names
+        if "held_out_accuracy" in record and Moment(record["moment"]) in names
     }
     return {
         **summary,
@@ -266,6 +266,7 @@ def _closing_summary(
         "finished_at": _now(),
         "train_seconds": loop.state.train_seconds,
         "generated_tokens": loop.state.generated_tokens,
+        **({"stopped_early": "; ".join(stopped.values())} if (stopped := loop.state.stopped_early) else {}),
         **measured,
     }
 

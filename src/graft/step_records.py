@@ -22,6 +22,16 @@ from graft.types import Appraisal, Grade, StopReason
 from graft.update.step import StepResult
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The loss on worked completions of held-out rows."""
+
+    loss: float
+    """Nats a token."""
+
+    rows: int
+
+
 @dataclass(slots=True)
 class Step:
     """One step in progress; filled stage by stage."""
@@ -45,6 +55,9 @@ class Step:
 
     result: StepResult | None = None
     kl_to_initial: float | None = None
+    validation: Validation | None = None
+    """Of a warm start, whose other measurements are not between its steps."""
+
     seconds: dict[str, float] = field(default_factory=dict)
     """Part of the step -> wall-clock time."""
 
@@ -56,10 +69,16 @@ class Step:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
     @property
+    def drawn_tokens(self) -> int:
+        """Tokens of trees, also of those that were discarded."""
+        return sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
+
+    @property
     def sampled_tokens(self) -> int:
-        """Tokens that the engine drew, also for what was discarded and for the critic."""
-        drawn = sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
-        return drawn + sum(critique.sampled_tokens for own in self.critiques for critique in own.values())
+        """Tokens that the engine drew: trees, and what the critic drew."""
+        return self.drawn_tokens + sum(
+            critique.sampled_tokens for own in self.critiques for critique in own.values()
+        )
 
 
 @contextmanager
@@ -92,6 +111,7 @@ def step_record(
         "step_seconds": step.seconds["step"],
         "update_seconds": step.seconds["update"],
         "peak_memory_gb": peak_memory_gb,
+        "validation_loss": None if step.validation is None else step.validation.loss,
     }
     if not step.grades:
         return record
@@ -115,14 +135,13 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
     grades = [grade for own in (*step.grades, *step.discarded.grades) for grade in own.values()]
     scores = [grade.score for grade in grades if grade.score is not None]
     leaves = [(tree, leaf) for tree in (*step.trees, *step.discarded.trees) for leaf in tree.endings()]
-    sampled = step.sampled_tokens
     truncated = sum(tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in leaves)
     metrics: dict[str, object] = {
         "grades_failed": sum(grade.failed for grade in grades),
         "completion_length_mean": sum(tree.completion_length(leaf) for tree, leaf in leaves) / len(leaves),
         "truncated_share": truncated / len(leaves),
-        "tokens_sampled": sampled,
-        "tokens_per_s": sampled / step.seconds["sample"],
+        "tokens_sampled": step.sampled_tokens,
+        "tokens_per_s": step.drawn_tokens / step.seconds["sample"],
     }
     if scores:
         mean = sum(scores) / len(scores)
@@ -147,7 +166,11 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
 
 
 def mean_kl(appraisals: Sequence[Appraisal]) -> float | None:
-    """KL of the policy that sampled to its anchor, k3 over the appraised tokens; None where there are none."""
+    """KL of the policy that sampled to its anchor: the exact one where it was asked for, else k3, over the appraised
+    tokens; None where there are none."""
+    exact = [kl for own in appraisals for kl in own.kl.values()]
+    if exact:
+        return float(np.concatenate(exact).mean(dtype=np.float64))
     pairs = [
         (own.old_logprobs[node], anchor) for own in appraisals for node, anchor in own.anchor_logprobs.items()
     ]
@@ -167,14 +190,29 @@ def _part_means(grades: Sequence[Grade]) -> dict[str, float]:
 
 
 def evaluation_record(
-    evaluation: Evaluation, *, moment: Moment, step: int, generated_tokens: int, seconds: float
+    evaluation: Evaluation | None,
+    validation: Validation | None = None,
+    *,
+    moment: Moment,
+    step: int,
+    generated_tokens: int,
+    seconds: float,
 ) -> dict[str, object]:
-    """The metrics of a measurement on held-out rows."""
+    """The metrics of a measurement on held-out rows. What was not measured is left out."""
     record: dict[str, object] = {
         "step": step,
         "stage": str(Stage.EVALUATION),
         "moment": str(moment),
         "generated_tokens": generated_tokens,
+        "evaluation_seconds": seconds,
+    }
+    if validation is not None:
+        record |= {"validation_loss": validation.loss, "validation_rows": validation.rows}
+    return record if evaluation is None else record | _sampled_metrics(evaluation)
+
+
+def _sampled_metrics(evaluation: Evaluation) -> dict[str, object]:
+    record: dict[str, object] = {
         "held_out_accuracy": evaluation.accuracy.mean,
         "held_out_low": evaluation.accuracy.low,
         "held_out_high": evaluation.accuracy.high,
@@ -182,7 +220,6 @@ def evaluation_record(
         "held_out_length_mean": evaluation.length_mean,
         "held_out_truncated_share": evaluation.truncated_share,
         "held_out_rows": evaluation.rows,
-        "evaluation_seconds": seconds,
     }
     parts = _part_means([grade for own in evaluation.grades for grade in own.values()])
     return (

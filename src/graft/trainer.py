@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from graft.crediting import StepCredit
 from graft.errors import CheckpointError
 from graft.memory import memory_errors
 from graft.model import plain_state
+from graft.objective.kl import EXACT
 from graft.phases import Phase
 from graft.report.metrics import Stage
 from graft.state import checkpoint
-from graft.state.checkpoint import Checkpoint, Checkpoints
+from graft.state.checkpoint import Checkpoint
 from graft.tree import Tree
 from graft.types import Appraisal, Credit
+from graft.update.head import AnchorHead
 from graft.update.packing import MicroBatch, pack
 from graft.update.policy import PolicyForward
 from graft.update.rollout_weights import RolloutWeights
@@ -41,6 +44,15 @@ from graft.update.step import (
 )
 from graft.update.value import ValueModel
 
+
+class AnchorStore(Protocol):
+    """Keeps the anchor's weights for a run that is resumed: `state.checkpoint.Checkpoints`."""
+
+    def save_anchor(self, weights: Mapping[str, Tensor]) -> None: ...
+
+    def load_anchor(self) -> Mapping[str, Tensor]: ...
+
+
 UPDATE_MEMORY = "training.microbatch_tokens, or set model.gradient_checkpointing = true"
 
 
@@ -48,7 +60,7 @@ class Trainer:
     """Appraises trees with networks that stand still, and moves those that train."""
 
     def __init__(
-        self, parts: Parts, phase: Phase, checkpoints: Checkpoints, *, done: int, restored: Checkpoint | None
+        self, parts: Parts, phase: Phase, checkpoints: AnchorStore, *, done: int, restored: Checkpoint | None
     ) -> None:
         """
         Args:
@@ -64,6 +76,8 @@ class Trainer:
         self.value = self._open_value()
         self.forward = PolicyForward(parts.forward.model, parts.forward.precision, self.value)
         self.anchor = self._open_anchor(checkpoints, done)
+        self.exact_kl = asks_exact_kl(phase)
+        self._rollout_head: Tensor | None = None
         self.optimizer = self._open_optimizer()
         if done and restored is not None:
             if self.value is not None:
@@ -104,6 +118,9 @@ class Trainer:
     ) -> list[Appraisal]:
         """What networks say of the trained nodes' tokens before anything moves.
 
+        They are packed as for the update, minibatch by minibatch, so that the ratio of a policy that has not moved is 1
+        to the bit.
+
         Args:
             trees: of the step.
             trained: names the nodes; only the keys of `weights` matter.
@@ -111,24 +128,47 @@ class Trainer:
             anchor: whether the KL anchor is asked.
             progress: called after each micro-batch with its tokens.
         """
-        appraisals = [Appraisal({}, {}, {}) for _ in trees]
-        on_rollout = anchored_on_rollout(self.phase)
+        appraisals = [Appraisal({}, {}, {}, {}, {}) for _ in trees]
         with memory_errors("the update", UPDATE_MEMORY), torch.no_grad():
-            for batch in self.pack(trees, trained):
-                if old or (anchor and on_rollout):
-                    scores = self.forward(batch, temperature=self.temperature)
-                    _put(batch, scores.logprobs, [own.old_logprobs for own in appraisals])
-                    if scores.values is not None:
-                        _put(batch, scores.values, [own.old_values for own in appraisals])
-                    if anchor and on_rollout:
-                        _put(batch, scores.logprobs, [own.anchor_logprobs for own in appraisals])
-                if anchor and not on_rollout:
-                    assert self.anchor is not None
-                    scores = self.anchor(batch, temperature=self.temperature)
-                    _put(batch, scores.logprobs, [own.anchor_logprobs for own in appraisals])
+            if anchor and self.exact_kl and anchored_on_rollout(self.phase):
+                self._rollout_head = self.forward.head_weight.detach().clone()
+            parts = dealt(trained, getattr(self.phase.settings, "minibatches", 1))
+            for batch in (batch for part in parts for batch in self.pack(trees, part)):
+                self._appraise_batch(batch, appraisals, old=old, anchor=anchor)
                 if progress is not None:
                     progress(len(batch.tokens))
         return appraisals
+
+    def _appraise_batch(
+        self, batch: MicroBatch, appraisals: Sequence[Appraisal], *, old: bool, anchor: bool
+    ) -> None:
+        """Hand the nodes of a micro-batch what the networks say of them."""
+        settings, temperature = self.phase.settings, self.temperature
+        on_rollout = anchored_on_rollout(self.phase)
+        states = self.forward.states(batch) if old or (anchor and on_rollout) else None
+        beside = None
+        if anchor:
+            asked = self.forward if on_rollout else self.anchor
+            assert asked is not None
+            own = asked.states(batch) if states is None or not on_rollout else states
+            if not on_rollout:
+                scores = asked.score(own, batch, temperature=temperature)
+                _put(batch, scores.logprobs, [each.anchor_logprobs for each in appraisals])
+            if self.exact_kl:
+                beside = AnchorHead(own, asked.head_weight)
+                if isinstance(settings, Sampled) and settings.kl.in_loss:
+                    tokens = own.index_select(0, batch.predictions)
+                    _put(batch, tokens, [each.anchor_states for each in appraisals])
+        if states is None:
+            return
+        scores = self.forward.score(states, batch, temperature=temperature, anchor=beside)
+        _put(batch, scores.logprobs, [each.old_logprobs for each in appraisals])
+        if anchor and on_rollout:
+            _put(batch, scores.logprobs, [each.anchor_logprobs for each in appraisals])
+        if scores.kl is not None:
+            _put(batch, scores.kl, [each.kl for each in appraisals])
+        if scores.values is not None:
+            _put(batch, scores.values, [each.old_values for each in appraisals])
 
     def pack(
         self,
@@ -242,7 +282,15 @@ class Trainer:
             temperature=self.temperature,
             entropy_gradient=isinstance(settings, Sampled) and settings.entropy.coefficient != 0,
             value=ValueTerm(value.coefficient, value.clip) if value is not None and joint else None,
+            anchor_head=self._anchor_head(),
         )
+
+    def _anchor_head(self) -> Tensor | None:
+        """What turns the anchor's states into its distribution, where the loss holds the exact KL to it."""
+        settings = self.phase.settings
+        if not (self.exact_kl and isinstance(settings, Sampled) and settings.kl.in_loss):
+            return None
+        return self._rollout_head if self.anchor is None else self.anchor.head_weight
 
     def _policy_alone(self) -> PolicyForward:
         """Without the value model: its forward pass would be in vain."""
@@ -294,7 +342,7 @@ class Trainer:
         make_moments(optimizer)
         return optimizer
 
-    def _open_anchor(self, checkpoints: Checkpoints, done: int) -> PolicyForward | None:
+    def _open_anchor(self, checkpoints: AnchorStore, done: int) -> PolicyForward | None:
         """A frozen copy of the model that training starts with, where KL to it is penalised or reported."""
         if not has_anchor(self.phase, kl_every=self.parts.config.report.kl_every):
             return None
@@ -326,10 +374,24 @@ def penalised(phase: Phase) -> bool:
     return isinstance(phase.settings, Sampled) and phase.settings.kl.coefficient != 0
 
 
+def asks_exact_kl(phase: Phase) -> bool:
+    """Whether the KL over the whole vocabulary is asked for."""
+    return isinstance(phase.settings, Sampled) and penalised(phase) and phase.settings.kl.estimator == EXACT
+
+
 def everything(tree: Tree) -> Credit:
     """Names every node but the prompt as trained."""
     nodes = {node: np.ones(len(tree.nodes[node])) for node in range(1, len(tree.nodes))}
     return Credit({node: ones.astype(np.float32) for node, ones in nodes.items()}, nodes)
+
+
+def everything_else(tree: Tree, appraisal: Appraisal) -> Credit:
+    """Names the nodes as trained that the anchor was not asked about."""
+    whole = everything(tree)
+    rest = [node for node in whole.weights if node not in appraisal.anchor_logprobs]
+    return Credit(
+        {node: whole.advantages[node] for node in rest}, {node: whole.weights[node] for node in rest}
+    )
 
 
 def minibatches(credit: StepCredit, number: int) -> list[list[Credit]]:
@@ -342,14 +404,19 @@ def minibatches(credit: StepCredit, number: int) -> list[list[Credit]]:
         return [list(credit.trees)]
     whole = sum(credit.denominators)
     parts = []
-    for first in range(number):
-        own = set(range(first, len(credit.trees), number))
-        denominator = sum(credit.denominators[tree] for tree in own)
+    for first, part in enumerate(dealt(credit.trees, number)):
+        denominator = sum(credit.denominators[first::number])
         scale = whole / denominator if denominator else 0.0
-        parts.append(
-            [_scaled(each, scale) if i in own else Credit({}, {}) for i, each in enumerate(credit.trees)]
-        )
+        parts.append([_scaled(each, scale) for each in part])
     return parts
+
+
+def dealt(credits: Sequence[Credit], number: int) -> list[list[Credit]]:
+    """The credit of `number` minibatches: trees are dealt out in turn, and each is empty in all others."""
+    return [
+        [each if i % number == first else Credit({}, {}) for i, each in enumerate(credits)]
+        for first in range(number)
+    ]
 
 
 def _scaled(credit: Credit, scale: float) -> Credit:

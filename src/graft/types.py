@@ -169,6 +169,9 @@ class Grade:
 Values = Mapping[int, npt.NDArray[np.float32]]
 """Node id -> one number for each token of the node."""
 
+States = Mapping[int, npt.NDArray[np.float32]]
+"""Node id -> one vector for each token of the node, `[length, width]`."""
+
 Weights = Mapping[int, npt.NDArray[np.float64]]
 """Node id -> share of each token of the node in the loss of a whole optimiser step."""
 
@@ -182,6 +185,12 @@ class Appraisal:
 
     anchor_logprobs: Values = field(default_factory=dict)
     """Of the KL anchor, nats."""
+
+    kl: Values = field(default_factory=dict)
+    """KL(policy that sampled || anchor) over the whole vocabulary at the place of each token, nats."""
+
+    anchor_states: States = field(default_factory=dict)
+    """Of the KL anchor: the last hidden state that predicts each token, from which its head gives the distribution."""
 
     old_values: Values = field(default_factory=dict)
     """Of the value model: the value of the state before each token."""

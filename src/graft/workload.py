@@ -1,13 +1,26 @@
-"""What a run will do, as counts: settings and rows -> `estimate.Workload`. Follows `loop.py`. Imports no torch."""
+"""What a run will do, as counts: settings, rows and what was tried -> `estimate.Workload`. Follows `loop.py`.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from graft.algorithm_settings import AlgorithmSettings, Sampled
+from graft.algorithm_settings import GRFT, SFT, Grouped, ProcessGRPO, Sampled
+from graft.collect import needed
 from graft.config import RunConfig
-from graft.estimate import EvaluationWork, PhaseWork, Sampling, Workload, share_with_signal
+from graft.estimate import (
+    Critiques,
+    EvaluationWork,
+    GrownTree,
+    PhaseWork,
+    Sampling,
+    ValidationWork,
+    Workload,
+)
 from graft.phases import Phase
 from graft.report.metrics import Moment, Stage
 
@@ -20,127 +33,247 @@ MOMENT_NAMES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a few completions showed, drawn or worked."""
+
+    lengths: Sequence[int]
+    """Tokens of each."""
+
+    read_share: float = 1.0
+    """As in `PhaseWork`; so are the next two."""
+
+    grown: GrownTree | None = None
+    critiques: Critiques = field(default_factory=Critiques)
+    groups: int = 0
+    """Whose members were compared; 0 where the algorithm compares none."""
+
+    groups_with_signal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Rows to measure on."""
+
+    rows: int = 0
+    """0 where no completions are measured."""
+
+    prompt_tokens: float = 0.0
+    """Mean."""
+
+    worked_tokens: float = 0.0
+    """That the network reads for the validation loss; 0 where none is measured."""
+
+
 def plan_work(
     config: RunConfig,
     phases: Sequence[Phase],
     *,
-    trained_share: float,
     prompt_tokens: float,
-    held_out: int,
-    held_out_prompt_tokens: float,
-    sampled: Sequence[int],
-    worked: Sequence[int] | None,
-    trained_bytes: int,
+    held_out: HeldOut,
+    sampled: Tried,
+    worked: Tried | None,
+    checkpoint_bytes: int,
 ) -> Workload:
     """What the loop will do, as counts.
 
     Args:
         config: the settings.
         phases: of the run.
-        trained_share: share of sampled groups that go through the network in the update.
         prompt_tokens: mean of the training rows.
-        held_out: rows to measure on; 0 where nothing is measured.
-        held_out_prompt_tokens: their mean.
-        sampled: lengths of completions of the model as it is given.
-        worked: lengths of worked completions, where there are any: the model's own once it has learned from them.
-        trained_bytes: of the parameters that train.
+        held_out: rows to measure on.
+        sampled: completions of the model as it is given.
+        worked: worked completions, where there are any: the model's own are as long once it has learned from them.
+        checkpoint_bytes: of one checkpoint.
     """
-    works, measured = [], [(MOMENT_NAMES[Moment.BEFORE], 1, held_out, sampled)]
-    lengths = sampled
+    works: list[PhaseWork] = []
+    measured = [(MOMENT_NAMES[Moment.BEFORE], 1, held_out.rows, sampled.lengths)]
+    validations: list[ValidationWork] = []
+    lengths = sampled.lengths
     for phase in phases:
         drawn = isinstance(phase.settings, Sampled)
         if not drawn and worked is not None:
-            lengths = worked
-        batch = Sampling(
-            prompts=phase.rows_per_step,
-            samples=phase.settings.samples if isinstance(phase.settings, Sampled) else 1,
-            prompt_tokens=prompt_tokens,
-            lengths=lengths,
+            lengths = worked.lengths
+        tried = sampled if drawn or worked is None else worked
+        work = phase_work(
+            config, phase, tried, lengths, prompt_tokens=prompt_tokens, after_another=len(phases) > 1
         )
-        steps = phase_steps(phase, batch)
-        works.append(
-            PhaseWork(
-                name=PHASE_NAMES[phase.stage],
-                steps=steps,
-                batch=batch,
-                drawn=drawn,
-                updates=phase.settings.updates if isinstance(phase.settings, Sampled) else 1,
-                scorings=scorings(config, phase, steps),
-                trained_share=trained_share if drawn else 1.0,
-            )
-        )
+        works.append(work)
+        during = 0
         if phase.stage is Stage.TRAIN:
-            during = _times(config.evaluation.every, steps) + _times(
-                config.evaluation.every_generated_tokens, round(steps * batch.tokens) if drawn else 0
-            )
-            rows = min(config.evaluation.rows or held_out, held_out)
+            drawn_tokens = round(work.steps * work.sampled_tokens)
+            during = _times(config.evaluation.every, work.steps)
+            during += _times(config.evaluation.every_generated_tokens, drawn_tokens)
+            rows = min(config.evaluation.rows or held_out.rows, held_out.rows)
             measured.append((MOMENT_NAMES[Moment.DURING], during, rows, lengths))
-        measured.append((MOMENT_NAMES[phase.after], 1, held_out, lengths))
+        measured.append((MOMENT_NAMES[phase.after], 1, held_out.rows, lengths))
+        if phase.validates and held_out.worked_tokens:
+            between = during if phase.stage is Stage.TRAIN else work.steps // (phase.validate_every or 1)
+            first = phase is phases[0]  # measured before training, too
+            validations.append(ValidationWork(work.name, first + between + 1, held_out.worked_tokens))
     saves = sum(1 + _times(config.checkpoints.every, work.steps) for work in works)
     # a checkpoint holds the weights, two moments of each, and the weights that sample where they are older
     return Workload(
         phases=works,
         evaluations=[
             EvaluationWork(
-                name, times, Sampling(rows, config.evaluation.samples, held_out_prompt_tokens, own)
+                name, times, Sampling(rows, config.evaluation.samples, held_out.prompt_tokens, own)
             )
             for name, times, rows, own in measured
             if rows and times
         ],
-        written_bytes=saves * (4 if keeps_rollout(phases[-1]) else 3) * trained_bytes,
+        validations=validations,
+        written_bytes=saves * checkpoint_bytes,
         slots=config.rollout.slots,
         max_new_tokens=config.sampling.max_new_tokens,
     )
 
 
-def phase_steps(phase: Phase, batch: Sampling) -> int:
+def phase_work(
+    config: RunConfig,
+    phase: Phase,
+    tried: Tried,
+    lengths: Sequence[int],
+    *,
+    prompt_tokens: float,
+    after_another: bool,
+) -> PhaseWork:
+    """One phase.
+
+    Args:
+        config: the settings.
+        phase: of the run.
+        tried: what completions of its kind showed.
+        lengths: tokens of typical completions.
+        prompt_tokens: mean of the training rows.
+        after_another: whether a phase before it changes the model, so that what was tried does not say which groups
+            will have signal.
+    """
+    settings = phase.settings
+    sampled = settings if isinstance(settings, Sampled) else None
+    share, rounds, prompts = 1.0, (), phase.rows_per_step
+    if sampled is not None:
+        share = signal_share(phase, tried, after_another=after_another)
+        most = getattr(settings, "max_sampling_rounds", 1)
+        if most > 1:
+            rounds, prompts = sampling_rounds(prompts, share, most)
+            share = 1.0
+    batch = Sampling(prompts, 1 if sampled is None else sampled.group_size, prompt_tokens, lengths)
+    work = PhaseWork(
+        name=PHASE_NAMES[phase.stage],
+        steps=1,
+        batch=batch,
+        drawn=sampled is not None,
+        rounds=rounds,
+        grown=tried.grown,
+        critiques=tried.critiques,
+        passes=getattr(settings, "updates_per_batch", 1),
+        optimizer_steps=1 if sampled is None else sampled.updates,
+        scores_all=sampled is not None and needs_appraisal(sampled),
+        trained_share=share if sampled is not None and compares_alone(sampled) else 1.0,
+        read_share=tried.read_share,
+    )
+    steps = phase_steps(phase, work)
+    policy, anchor = scorings(config, phase, steps, trained_share=work.trained_share)
+    return replace(work, steps=steps, scorings=policy, anchor_scorings=anchor)
+
+
+def signal_share(phase: Phase, tried: Tried, *, after_another: bool) -> float:
+    """Share of the groups whose scores differ. What was sampled tells nothing once a warm start has changed the
+    model."""
+    if after_another:
+        return share_with_signal(0, 0)
+    return share_with_signal(tried.groups, tried.groups_with_signal)
+
+
+def share_with_signal(seen: int, with_signal: int) -> float:
+    """Share of groups whose scores differ, from those seen: (k + 1) / (n + 2), one half where none was seen."""
+    return (with_signal + 1) / (seen + 2)
+
+
+def compares_alone(settings: Sampled) -> bool:
+    """Whether groups without signal stay out of the network: their samples are compared with each other and nothing
+    else, no KL tells them apart, and no penalty needs them."""
+    grouped = isinstance(settings, Grouped | ProcessGRPO | GRFT)
+    return grouped and settings.kl.coefficient == 0 and settings.entropy.coefficient == 0
+
+
+def sampling_rounds(wanted: int, share: float, most: int) -> tuple[tuple[int, ...], int]:
+    """Prompts of each round of dynamic sampling, and how many of them train, as `collect` draws them when just this
+    share of the groups has signal.
+
+    Args:
+        wanted: prompts of a step.
+        share: of the groups that have signal, above 0.
+        most: rounds.
+    """
+    rounds: list[int] = []
+    useful = 0.0
+    while len(rounds) < most and useful < wanted - 1e-9:
+        rounds.append(needed(wanted, useful, sum(rounds) - useful))
+        useful += share * rounds[-1]
+    return tuple(rounds), min(wanted, max(1, round(useful)))
+
+
+def phase_steps(phase: Phase, work: PhaseWork) -> int:
     """Its optimiser steps; those that its tokens last for where it ends with these."""
     if phase.generated_tokens is not None:
-        return math.ceil(phase.generated_tokens / batch.tokens)
+        return math.ceil(phase.generated_tokens / work.sampled_tokens)
     assert phase.steps is not None
     return phase.steps
 
 
-def scorings(config: RunConfig, phase: Phase, steps: int) -> float:
-    """Forward passes without gradient over a step's batch, on average: the loop's `score`."""
-    if not isinstance(phase.settings, Sampled):
-        return 0.0
-    reported = 0.0
-    if phase.stage is Stage.TRAIN and config.report.kl_every:
-        reported = (steps // config.report.kl_every) / steps
-    penalised = phase.settings.kl.coefficient != 0
-    return (1.0 if penalised else reported) + max(reported, scored_share(phase.settings))
+def needs_appraisal(settings: Sampled) -> bool:
+    """Whether the credit asks networks about every token drawn: `crediting.credit_needs_appraisal`."""
+    return hasattr(settings, "value") or settings.kl.in_reward
 
 
-def scored_share(settings: AlgorithmSettings) -> float:
-    """Share of the steps that ask the policy that sampled for its log-probabilities, reports apart: all with several
-    updates or a value model, otherwise those whose weights are older."""
+def scorings(
+    config: RunConfig, phase: Phase, steps: int, *, trained_share: float = 1.0
+) -> tuple[float, float]:
+    """Forward passes without gradient over what trains of a step's batch, on average: of the policy, and of the KL
+    anchor. Where KL is reported they see the rest of the batch, too.
+
+    The loop's `credit` and `update`.
+    """
+    settings = phase.settings
     if not isinstance(settings, Sampled):
-        return 0.0
-    every = settings.refresh_every
-    return 1.0 if settings.updates > 1 or hasattr(settings, "value") else (every - 1) / every
+        return 0.0, 0.0
+    penalised = settings.kl.coefficient != 0
+    on_rollout = getattr(settings.kl, "anchor", "initial") == "rollout"
+    reported = 0.0
+    if config.report.kl_every:
+        reported = (steps // config.report.kl_every) / steps
+    if penalised and getattr(settings.kl, "of", "policy") == "rollout":
+        reported = 1.0
+    rest = reported * (1 - trained_share) / trained_share
+    anchor = 0.0 if on_rollout else rest + (1.0 if penalised else reported)
+    return rest + max(reported, scored_share(settings)), anchor
+
+
+def scored_share(settings: Sampled) -> float:
+    """Share of the steps that ask the policy that sampled for its log-probabilities, reports apart: all where several
+    updates, a value model or the anchor need them, otherwise those whose weights are older."""
+    on_rollout = settings.kl.coefficient != 0 and getattr(settings.kl, "anchor", "initial") == "rollout"
+    if needs_appraisal(settings) or settings.updates > 1 or on_rollout:
+        return 1.0
+    return (settings.refresh_every - 1) / settings.refresh_every
 
 
 def largest_microbatch(work: Workload, budget: int) -> int:
     """Tokens of the largest micro-batch: the budget, or a whole step where that has fewer."""
-    return min(budget, max(round(phase.update_tokens) for phase in work.phases))
+    return min(budget, max(round(max(p.update_tokens, p.scored_tokens)) for p in work.phases))
 
 
-def trained_share(phases: Sequence[Phase], *, groups: int, with_signal: int) -> float:
-    """Share of the groups that the update will see. What was sampled tells nothing once a warm start has changed
-    the model; KL and entropy in the loss need every group."""
-    settings = phases[-1].settings
-    if isinstance(settings, Sampled) and (settings.kl.coefficient or settings.entropy.coefficient):
-        return 1.0
-    if len(phases) > 1:
-        return share_with_signal(0, 0)
-    return share_with_signal(groups, with_signal)
+def judged_elsewhere(settings: object) -> bool:
+    """Whether a critic asks a judge, which a trial leaves alone."""
+    critic = getattr(settings, "critic", None)
+    return getattr(critic, "type", None) == "judge"
 
 
-def has_anchor(config: RunConfig, phase: Phase) -> bool:
-    """Whether a phase keeps a copy of the weights that it starts with: the loop's `open_anchor`."""
-    penalised = isinstance(phase.settings, Sampled) and phase.settings.kl.coefficient != 0
-    return penalised or config.report.kl_every is not None
+def validates(phases: Sequence[Phase]) -> list[SFT]:
+    """Settings of the phases that measure a validation loss."""
+    return [phase.settings for phase in phases if phase.validates and isinstance(phase.settings, SFT)]
 
 
 def keeps_rollout(phase: Phase) -> bool:

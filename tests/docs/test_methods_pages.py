@@ -148,7 +148,8 @@ def test_a_settings_block_holds_the_settings_of_its_method_and_no_others():
         name: set(re.findall(r"^\| `(\S+)` \|", render_blocks(name)["settings"], re.M))
         for name in ALGORITHM_NAMES
     }
-    assert listed["sft"] == {"algorithm.worked", "algorithm.reduction"}
+    stopping = {"algorithm.early_stopping.patience", "algorithm.early_stopping.minimum_improvement"}
+    assert listed["sft"] == {"algorithm.worked", "algorithm.reduction"} | stopping
     assert "algorithm.weight_cap" in listed["cispo"]
     assert "algorithm.clip.dual" in listed["grpo"]
     assert "algorithm.clip.dual" not in listed["gspo"]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from graft.objective.kl import ESTIMATORS, adapted_coefficient, k1, k2, k3
+from graft.objective.kl import ESTIMATORS, adapted_coefficient, exact_kl, k1, k2, k3
 
 
 def test_values_by_hand():
@@ -47,6 +47,45 @@ def test_the_gradients_that_the_table_states():
     torch.testing.assert_close(expected_gradient("k2"), exact)
     torch.testing.assert_close(expected_gradient("k1"), torch.zeros_like(exact))
     assert (expected_gradient("k3") - exact).norm() > 0.05 * exact.norm()
+
+
+def test_the_exact_kl_by_hand():
+    policy, anchor = torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    by_hand = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), math.log(2)]
+    assert exact_kl((policy + 1e-30).log(), anchor.log()).tolist() == pytest.approx(by_hand)
+
+
+def test_where_the_exact_kl_belongs():
+    """All completions of two tokens out of three, with their probabilities: the gradient of the whole KL is that of k1
+    in the reward. The exact KL has a part of it in the loss (each state's own) and the rest in the reward (which states
+    are come to)."""
+    torch.manual_seed(0)
+    first, second = torch.randn(3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    logits = [first.requires_grad_(), second.requires_grad_()]
+    anchors = [
+        torch.randn(3, dtype=torch.float64).log_softmax(-1),
+        torch.randn(3, 3).double().log_softmax(-1),
+    ]
+    policy = [z.log_softmax(-1) for z in logits]
+
+    def gradient(loss):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, logits, retain_graph=True)])
+
+    states = [exact_kl(policy[0][None], anchors[0][None])[0], exact_kl(policy[1], anchors[1])]
+    whole = states[0] + (policy[0].exp() * states[1]).sum()
+    k1_reward = exact_reward = exact_loss = torch.zeros((), dtype=torch.float64)
+    for a in range(3):
+        for b in range(3):
+            logprobs = torch.stack([policy[0][a], policy[1][a, b]])
+            chance = logprobs.sum().exp().detach()
+            log_ratio = (logprobs - torch.stack([anchors[0][a], anchors[1][a, b]])).detach()
+            divergences = torch.stack([states[0], states[1][a]])
+            k1_reward = k1_reward + chance * log_ratio.sum() * logprobs.sum()
+            exact_reward = exact_reward + chance * divergences.detach().sum() * logprobs.sum()
+            exact_loss = exact_loss + chance * divergences.sum()
+    torch.testing.assert_close(gradient(k1_reward), gradient(whole))
+    torch.testing.assert_close(gradient(exact_loss) + gradient(exact_reward), gradient(whole))
+    assert gradient(exact_reward).norm() < 0.8 * gradient(whole).norm()
 
 
 @pytest.mark.parametrize(

@@ -80,14 +80,14 @@ def test_the_engine_gets_the_templated_prompts_and_the_distribution():
 
 def test_streams_are_keyed_by_row_and_place():
     asked = engine()
-    grow(asked, [prompt(8, 1), prompt(4, 9)], attempt=6)
+    grow(asked, [prompt(8, 1), prompt(4, 9)], attempts=[6, 6])
     assert asked.keys == [
         [stream_key(5, Purpose.TRAIN, 2, row, 6, place) for place in range(3)] for row in (8, 4)
     ]
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 6}, {"step": 3}, {"purpose": Purpose.EVALUATION}, {"attempt": 1}], ids=str
+    "change", [{"seed": 6}, {"step": 3}, {"purpose": Purpose.EVALUATION}, {"attempts": [1]}], ids=str
 )
 def test_anything_else_draws_other_samples(change):
     first, second = engine(), engine()

@@ -96,6 +96,11 @@ ALGORITHMS = {
         "critic": {"type": "function", "function": "grader.py:critic"},
         "updates_per_batch": 2,
     },
+    "sft": {  # a loss that falls by less than a nat is no improvement: training ends after its fourth step
+        "name": "sft",
+        "worked": "grader.py:worked",
+        "early_stopping": {"patience": 2, "minimum_improvement": 1.0},
+    },
     "ppo-separate": {
         "name": "ppo",
         "group_size": 2,
@@ -107,6 +112,8 @@ ALGORITHMS = {
 def sections_of(engine: str, adapter: bool, algorithm: str) -> dict[str, dict]:
     reward = "parity" if algorithm == "dapo" else "reward"  # many groups without signal, drawn anew
     reports_kl = ALGORITHMS[algorithm].get("kl", {}).get("anchor") != "rollout"
+    # the warm start ends after its first step
+    stops = {"validate_every": 1, "early_stopping": {"patience": 1, "minimum_improvement": 1.0}}
     return {
         "model": {"adapter": {"rank": 4}} if adapter else {},
         "grader": {"function": f"grader.py:{reward}"},
@@ -115,7 +122,8 @@ def sections_of(engine: str, adapter: bool, algorithm: str) -> dict[str, dict]:
         "rollout": {"engine": engine, "slots": 6},
         "training": {"prompts_per_step": 3, "steps": 6, "microbatch_tokens": 64},
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
-        "warm_start": {"worked": "grader.py:worked", "steps": 2, "rows_per_step": 4},
+        "warm_start": {"worked": "grader.py:worked", "steps": 2, "rows_per_step": 4}
+        | (stops if algorithm == "sft" else {}),
         "evaluation": {"every": 2, "samples": 2},
         "checkpoints": {"every": 1, "keep_last": 2, "keep_best": 1},
         "report": {"kl_every": 2} if reports_kl else {},

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
         ("auto", "full", "ppo-separate", 4),
         ("auto", "full", "dapo", 4),
         ("auto", "full", "reinforce", 3),
+        ("auto", "full", "sft", 4),
     ],
 )
 def test_every_killed_run_ends_in_the_same_bits(

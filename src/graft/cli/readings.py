@@ -210,6 +210,14 @@ READINGS = (
         SUPERVISED,
     ),
     Reading(
+        "validation_loss",
+        "Should fall with `loss`. Where it rises while `loss` goes on falling, rows are learned by heart: stop there "
+        "(`early_stopping`), or bring more rows.",
+        SUPERVISED,
+        "Only on held-out rows with a worked completion, at every evaluation; in a warm start with "
+        "`warm_start.validate_every`.",
+    ),
+    Reading(
         "gradient_norm",
         "Steady is healthy. Peaks: a few samples with a large advantage or ratio. 0: nothing had signal.",
         SAMPLED - VALUED,

@@ -1,4 +1,4 @@
-"""Per-token estimates of KL(policy || anchor) from the policy's own samples.
+"""Per-token estimates of KL(policy || anchor) from the policy's own samples, and the exact KL that they estimate.
 
 With r = π_anchor / π_θ of the sampled token (Schulman, "Approximating KL divergence", 2020):
 
@@ -7,6 +7,12 @@ With r = π_anchor / π_θ of the sampled token (Schulman, "Approximating KL div
 | k1        | -log r         | unbiased, can be negative | has expectation 0: trains nothing; right in the reward   |
 | k2        | (log r)² / 2   | biased, low variance      | equals that of KL(π_θ || anchor)                         |
 | k3        | r - 1 - log r  | unbiased, never negative  | a first-order biased approximation (arXiv:2510.01555)    |
+| exact     | Σ π log(π / q) | the expectation of k1     | that of KL(π_θ || anchor) at the state                   |
+
+`exact` sums over the vocabulary, with q the anchor's distribution; `update/head.py` computes it block by block. In the
+loss it is k2 without k2's noise, on the policy's own samples and on others. In the reward it charges a token for the
+states that it leads to and, since no state's KL depends on the token drawn there, not for its own: that part of the
+gradient, which k1 has there, is missing.
 """
 
 from __future__ import annotations
@@ -39,6 +45,19 @@ def k3(
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+EXACT = "exact"
+"""Name of the KL over the whole vocabulary, which two log-probabilities of one token cannot give."""
+
+
+def exact_kl(
+    log_policy: Float[Tensor, "tokens vocabulary"], log_anchor: Float[Tensor, "tokens vocabulary"]
+) -> Float[Tensor, " tokens"]:
+    """Σ π (log π - log π_anchor) from whole distributions: what `update/head.py` computes in blocks.
+
+    Source: the deck, "Chain-of-Thought RFT Objective", L_KL, of the policy in training.
+    """
+    return (log_policy.exp() * (log_policy - log_anchor)).sum(-1)
 
 
 def adapted_coefficient(

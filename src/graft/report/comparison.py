@@ -44,7 +44,7 @@ def curve_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if record["stage"] == Stage.TRAIN:
             tokens = record.get("generated_tokens", tokens)
             seconds += record.get("step_seconds", 0.0)
-        elif record["stage"] == Stage.EVALUATION:
+        elif "held_out_accuracy" in record:
             if record["moment"] in (Moment.BEFORE, Moment.AFTER_WARM_START):
                 points.clear()
             point = {"step": record["step"], "generated_tokens": tokens, "seconds": seconds}

@@ -221,7 +221,10 @@ _DECLARED = (
     Metric("clipped_share", "share", "Share of trained tokens whose gradient the clip stopped."),
     Metric("ratio_max", "", "Largest probability ratio, new policy to old, over the trained tokens."),
     Metric(
-        "kl_per_completion", "nats", "Mean over completions of the sum of their tokens' k1 to the KL anchor."
+        "kl_per_completion",
+        "nats",
+        "Mean over completions of the sum of their tokens' KL to the anchor: `k1`, or `exact` where that is the "
+        "estimator.",
     ),
     Metric(
         "kl_coefficient", "", "β, the weight of the KL penalty in the reward, where it follows `kl.target`."
@@ -306,6 +309,17 @@ _DECLARED = (
         wall_clock=True,
     ),
     # Held-out rows
+    Metric(
+        "validation_loss",
+        "nats/token",
+        "Cross-entropy of the worked completions of held-out rows, reduced as `loss`: of the first `evaluation.rows` "
+        "rows, or of all.",
+        "Validation loss",
+        "worse",
+        (Stage.WARM_START, Stage.EVALUATION),
+        special=True,
+    ),
+    Metric("validation_rows", "rows", "Held-out rows with a worked completion.", stages=MEASURING),
     Metric(
         "held_out_accuracy",
         "share",

@@ -128,7 +128,7 @@ def charts(run: Run) -> list[dict[str, Any]]:
             if metrics:
                 found.append(
                     {
-                        "title": "Warm-start loss" if stage is Stage.WARM_START else title,
+                        "title": f"Warm-start {title.lower()}" if stage is Stage.WARM_START else title,
                         "declared": title,
                         "stage": str(stage),
                         "unit": metrics[0].unit,
@@ -142,6 +142,8 @@ def _stages_of(run: Run, title: str) -> tuple[Stage, ...]:
     """Where a chart takes its values from. The loss of reinforcement says nothing; that of imitation does."""
     if title == "Held-out accuracy":
         return (Stage.EVALUATION,)
+    if title == "Validation loss":
+        return (Stage.EVALUATION, Stage.WARM_START)
     if title != "Loss":
         return (Stage.TRAIN,)
     rewarded = _measured(run.records, Stage.TRAIN, "reward_mean")

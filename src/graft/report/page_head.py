@@ -63,11 +63,12 @@ def _title(run: Run) -> str:
         )
         if part
     )
-    error = run.summary.get("error")
+    error, early = run.summary.get("error"), run.summary.get("stopped_early")
     return (
         f'<header><p class="kind">graft run</p><div class="title"><h1>{_safe(run.name)}</h1>'
         f'<span class="status {kind}">{status}</span></div><p class="muted">{setting}</p>'
         + (f'<p class="warning">{_safe(error)}</p>' if error else "")
+        + (f'<p class="muted">{_safe(early)}</p>' if early else "")
         + "</header>"
     )
 
@@ -76,6 +77,8 @@ def _status(run: Run) -> tuple[str, str]:
     """How far the run came, for people, and a class name."""
     made, planned = _steps(run)
     of_planned = f"{made:,} of {planned:,} steps" if planned and planned != made else f"{made:,} steps"
+    if run.summary.get("stopped_early"):
+        of_planned += ", early"
     status = run.summary.get("status")
     if status == "finished":
         return f"finished after {of_planned}", "finished"

@@ -77,6 +77,9 @@ class Summary(TypedDict, total=False):
     """Time spent in optimiser steps, resumed parts included."""
 
     generated_tokens: int
+    stopped_early: str
+    """Which part of the run ended before its last step, and why."""
+
     held_out_before: float
     """Accuracy, as `held_out_accuracy` of that moment; so are the next two."""
 

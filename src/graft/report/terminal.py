@@ -209,13 +209,19 @@ _MOMENT_NAMES = {
 def describe_evaluation(record: Mapping[str, Any]) -> str:
     """One line: `after training: held-out accuracy 43.5 % (36.8 to 50.4), 200 rows`."""
     name = _MOMENT_NAMES[Moment(record["moment"])]
+    loss = ""
+    if "validation_loss" in record:
+        loss = (
+            f"validation loss {_value(record, 'validation_loss')}, {_value(record, 'validation_rows')} rows"
+        )
     if "held_out_accuracy" not in record:
-        return f"{name}: held-out accuracy not measured"
+        return f"{name}: {loss or 'held-out accuracy not measured'}"
     interval, rows = _interval(record), _value(record, "held_out_rows")
     return (
         f"{name}: held-out accuracy {_value(record, 'held_out_accuracy')}"
         + (f" ({interval})" if interval else "")
         + (f", {rows} rows" if rows else "")
+        + (f"; {loss}" if loss else "")
     )
 
 
@@ -247,7 +253,9 @@ def print_before_after(
 def _table_of_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="Held-out rows", title_justify="left", title_style="bold")
     table.add_column("")
-    for heading in ("accuracy", "95 % interval", "reward", "tokens", "rows"):
+    validated = any("validation_loss" in record for record in evaluations)
+    headings = ["accuracy", "95 % interval", "reward", "tokens", "rows"]
+    for heading in headings + ["validation loss"] * validated:
         table.add_column(heading, justify="right")
     for record in evaluations:
         table.add_row(
@@ -257,6 +265,7 @@ def _table_of_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Table:
             _value(record, "held_out_reward_mean"),
             _value(record, "held_out_length_mean"),
             _value(record, "held_out_rows"),
+            *([_value(record, "validation_loss")] if validated else []),
         )
     return table
 

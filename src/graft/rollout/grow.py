@@ -19,7 +19,7 @@ def grow_groups(
     seed: int,
     purpose: Purpose,
     step: int,
-    attempt: int = 0,
+    attempts: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
     finished: Finished | None = None,
 ) -> list[Tree]:
@@ -30,16 +30,17 @@ def grow_groups(
         prompts: the states to go on from.
         group_size: completions for each prompt.
         sampling: their distribution.
-        seed: of the run; with purpose, step, row and attempt it keys the random streams.
+        seed: of the run; with purpose, step, row and attempt it keys the random streams: prompts of one row with equal
+            attempts would get equal samples.
         purpose: training or evaluation.
         step: optimiser step; the same number gives the same random streams.
-        attempt: counts re-draws.
+        attempts: how often each prompt's row was drawn in this step before; None: never.
         progress: see `Engine.grow`.
         finished: see `Engine.grow`.
     """
     keys = [
         [stream_key(seed, purpose, step, prompt.row, attempt, place) for place in range(group_size)]
-        for prompt in prompts
+        for prompt, attempt in zip(prompts, attempts or [0] * len(prompts), strict=True)
     ]
     prefixes = [prompt.tokens for prompt in prompts]
     grown = engine.grow(prefixes, keys, sampling, progress=progress, finished=finished)

@@ -73,7 +73,7 @@ def grow_trees(
     sampling: SamplingSettings,
     seed: int,
     step: int,
-    attempt: int = 0,
+    attempts: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tree]:
     """One tree a prompt, a group of candidates at each prefix that it goes on from.
@@ -87,12 +87,12 @@ def grow_trees(
         sampling: the distribution; `max_new_tokens` limits a path.
         seed: of the run; with step, row, attempt and path it keys the random streams.
         step: optimiser step.
-        attempt: counts re-draws.
+        attempts: how often each prompt's row was drawn in this step before; None: never.
         progress: see `Engine.grow`.
 
     Nodes stand in the order in which their groups were complete, which does not depend on what else is sampled.
     """
-    plan = _TreePlan(prompts, shape, begin, score, (seed, step, attempt))
+    plan = _TreePlan(prompts, shape, begin, score, (seed, step), attempts or [0] * len(prompts))
     grow_planned(engine, [p.tokens for p in prompts], plan, sampling, widest=shape.widest, progress=progress)
     return plan.trees
 
@@ -133,7 +133,8 @@ class _TreePlan:
         shape: Shape,
         begin: Callable[[Prompt], Cutting],
         score: Score,
-        stream: tuple[int, int, int],
+        stream: tuple[int, int],
+        attempts: Sequence[int],
     ) -> None:
         self.trees = [Tree(prompt) for prompt in prompts]
         self._prompts, self._shape, self._begin, self._score, self._stream = (
@@ -143,6 +144,7 @@ class _TreePlan:
             score,
             stream,
         )
+        self._attempts = attempts
         self._groups: dict[int, _Group] = {}  # id of a candidate -> its group
 
     def first(self, prefix: int) -> Sequence[Stem]:
@@ -197,8 +199,9 @@ class _TreePlan:
         return group.candidates
 
     def _key(self, prefix: int, path: Sequence[int]) -> int:
-        seed, step, attempt = self._stream
-        return stream_key(seed, Purpose.TRAIN, step, self._prompts[prefix].row, attempt, *path)
+        seed, step = self._stream
+        row, attempt = self._prompts[prefix].row, self._attempts[prefix]
+        return stream_key(seed, Purpose.TRAIN, step, row, attempt, *path)
 
     def _hang(self, group: _Group) -> None:
         tree = self.trees[group.prefix]

@@ -28,6 +28,12 @@ class RunState:
     measuring_due: bool = False
     """Whether held-out rows are to be measured before the next step."""
 
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Stage -> the best validation loss so far, and the measurements in a row that were no better."""
+
+    stopped_early: dict[str, str] = field(default_factory=dict)
+    """Stage that ended before its last step -> why, for people."""
+
     generated_tokens: int = 0
     """Tokens drawn for training so far."""
 
@@ -35,7 +41,7 @@ class RunState:
     """Wall-clock time spent in warm-start and training steps."""
 
     score: float | None = None
-    """Latest held-out accuracy."""
+    """Latest held-out accuracy; where none is measured, minus the latest validation loss."""
 
     @property
     def number(self) -> int:

@@ -1,7 +1,9 @@
-"""Log-probabilities and entropies of the tokens asked for, without a `[tokens, vocabulary]` tensor in memory.
+"""Log-probabilities, entropies and the exact KL of the tokens asked for, without a `[tokens, vocabulary]` tensor.
 
 The LM head runs over blocks of the vocabulary with a running softmax; the backward pass computes each block's
-logits again, and writes each block of the weight's gradient once.
+logits again, and writes each block of the weight's gradient once. For the KL the anchor's block of logits is computed
+beside the policy's, from the anchor's hidden states. Its products are those of `HeadKernels` like all others; its
+softmax gradient is torch's in any case, and added to the block's.
 """
 
 from __future__ import annotations
@@ -26,6 +28,16 @@ class TokenScores(NamedTuple):
     logprobs: Tensor  # fp32 [N], nats of the distribution divided by the temperature
     entropies: Tensor  # fp32 [N], nats; of the same distribution
     values: Tensor | None = None  # fp32 [N], of the state before the token; None: there is no value model
+    kl: Tensor | None = (
+        None  # fp32 [N], nats: KL(policy || anchor) there, over the vocabulary; None: no anchor
+    )
+
+
+class AnchorHead(NamedTuple):
+    """What the KL is measured from. No gradient goes there."""
+
+    hidden: Tensor  # [N, width], the anchor's normalised states that predict the same targets
+    weight: Tensor  # [vocabulary, width], its LM head
 
 
 class RunningSoftmax(NamedTuple):
@@ -49,6 +61,32 @@ class RunningSoftmax(NamedTuple):
     def entropy(self) -> Tensor:
         """-Σ p log p = log total - weighted / total; no large numbers cancel."""
         return self.total.log() - self.weighted / self.total
+
+
+class RunningKL:
+    """KL(π || π_anchor) of rows whose logits z and y come in blocks."""
+
+    def __init__(self, policy: RunningSoftmax) -> None:
+        """
+        Args:
+            policy: the softmax of z, to which each block is added before it is added here.
+        """
+        self.policy = policy
+        self.anchor = RunningSoftmax.start(len(policy.top), policy.top)
+        self._top = policy.top.clone()
+        self._difference = torch.zeros_like(policy.top)  # Σ exp(z - top) (z - y)
+
+    def fold_(self, z: Tensor, y: Tensor) -> None:
+        """Add a block to Σ exp(z - top) (z - y)."""
+        top = self.policy.top
+        block = ((z - top[:, None]).exp() * (z - y)).sum(-1)
+        self._difference.mul_((self._top - top).exp()).add_(block)
+        self._top.copy_(top)
+
+    def value(self) -> Tensor:
+        """Σ π (z - y) - logsumexp(z) + logsumexp(y)."""
+        tops, totals = self.policy.top - self.anchor.top, self.policy.total / self.anchor.total
+        return self._difference / self.policy.total - tops - totals.log()
 
 
 class RowFacts(NamedTuple):
@@ -170,12 +208,14 @@ def score_tokens(
     entropy_gradient: bool,
     kernels: HeadKernels,
     kept: KeptRows | None = None,
+    anchor: AnchorHead | None = None,
 ) -> TokenScores:
     """log π(target | hidden) and H(π(· | hidden)), with z = hidden · weightᵀ / temperature.
 
         log π = z_target - logsumexp(z),   H = logsumexp(z) - Σ π z
+        KL    = Σ π (log π - log π_anchor)
 
-    Where `kept` says which tokens could be drawn, π and all sums are over these alone.
+    Where `kept` says which tokens could be drawn, π, π_anchor and all sums are over these alone.
 
     Args:
         hidden: `[N, width]`, the normalised states that predict the targets.
@@ -185,11 +225,12 @@ def score_tokens(
         entropy_gradient: whether the entropies carry a gradient; without one they are for reporting.
         kernels: what computes.
         kept: the tokens that could be drawn at each of the N places; None: all.
+        anchor: asks for the KL to it, which carries a gradient.
     """
-    logprobs, entropies = _BlockedHead.apply(  # pyright: ignore
-        hidden, weight, targets, temperature, entropy_gradient, kernels, kept
+    logprobs, entropies, kl = _BlockedHead.apply(  # pyright: ignore
+        hidden, weight, targets, temperature, entropy_gradient, kernels, kept, anchor
     )
-    return TokenScores(logprobs, entropies)
+    return TokenScores(logprobs, entropies, kl=kl)
 
 
 class _BlockedHead(torch.autograd.Function):
@@ -203,26 +244,35 @@ class _BlockedHead(torch.autograd.Function):
         entropy_gradient: bool,
         kernels: HeadKernels,
         kept: KeptRows | None,
-    ) -> tuple[Tensor, Tensor]:
+        anchor: AnchorHead | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         wide, targets = _wide(hidden), targets.contiguous()
         state = RunningSoftmax.start(len(targets), hidden.new_empty(0, dtype=wide))
         chosen = hidden.new_zeros(len(targets), dtype=wide)
-        for first, logits in _blocks(hidden, weight, kernels, kept):
+        kl = None if anchor is None else RunningKL(state)
+        for first, logits, anchor_logits in _blocks(hidden, weight, kernels, kept, anchor):
             kernels.fold_(logits, 1 / temperature, state)
             inside = ((targets >= first) & (targets < first + logits.shape[1])).nonzero()[:, 0]
             chosen[inside] = logits[inside, targets[inside] - first]
+            if kl is not None and anchor_logits is not None:
+                kernels.fold_(anchor_logits, 1 / temperature, kl.anchor)
+                kl.fold_(logits, anchor_logits)
         log_sum, entropies = state.log_sum(), state.entropy()
-        ctx.save_for_backward(hidden, weight, targets, log_sum, entropies)
-        ctx.settings = (temperature, entropy_gradient, kernels, kept)
+        divergence = None if kl is None else kl.value()
+        beside = () if kl is None else (divergence, kl.anchor.log_sum())
+        ctx.save_for_backward(hidden, weight, targets, log_sum, entropies, *beside)
+        ctx.settings = (temperature, entropy_gradient, kernels, kept, anchor)
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropies)
-        return chosen - log_sum, entropies
+        return chosen - log_sum, entropies, divergence
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_logprobs: Tensor, d_entropies: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        hidden, weight, targets, log_sum, entropies = ctx.saved_tensors
-        temperature, entropy_gradient, kernels, kept = ctx.settings
+    def backward(  # pyright: ignore
+        ctx: Any, d_logprobs: Tensor, d_entropies: Tensor, d_kl: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, log_sum, entropies, *beside = ctx.saved_tensors
+        temperature, entropy_gradient, kernels, kept, anchor = ctx.settings
         wide = _wide(hidden)
         d_entropies = d_entropies if entropy_gradient else torch.zeros_like(d_logprobs)
         facts = RowFacts(
@@ -230,15 +280,38 @@ class _BlockedHead(torch.autograd.Function):
         )
         d_hidden = torch.zeros_like(hidden, dtype=wide)
         d_weight = torch.empty_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        for first, logits in _blocks(hidden, weight, kernels, kept):
+        for first, logits, anchor_logits in _blocks(hidden, weight, kernels, kept, anchor):
             rows = slice(first, first + logits.shape[1])
+            d_kl_logits = None
+            if anchor_logits is not None and d_kl is not None:
+                kl, anchor_log_sum = beside
+                d_kl_logits = _kl_gradient(
+                    logits, anchor_logits, 1 / temperature, log_sum, kl, anchor_log_sum, d_kl
+                )
             d_logits = kernels.gradient(logits, 1 / temperature, facts, targets, first)
+            if d_kl_logits is not None:
+                d_logits.add_(d_kl_logits)
             if ctx.needs_input_grad[0]:
                 kernels.add_hidden(d_logits, weight[rows], d_hidden)
             if d_weight is not None:
                 kernels.weight(d_logits, hidden, d_weight[rows])
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
-        return d_hidden.to(hidden.dtype), d_weight, None, None, None, None, None
+        return d_hidden.to(hidden.dtype), d_weight, None, None, None, None, None, None
+
+
+def _kl_gradient(
+    logits: Tensor,
+    anchor_logits: Tensor,
+    factor: float,
+    log_sum: Tensor,
+    kl: Tensor,
+    anchor_log_sum: Tensor,
+    d_kl: Tensor,
+) -> Tensor:
+    """d_logits of the KL in a block: d_kl π (log π - log π_anchor - KL) factor. Leaves the logits as they are."""
+    log_p = logits * factor - log_sum[:, None]
+    log_ratio = log_p - (anchor_logits * factor - anchor_log_sum[:, None])
+    return log_p.exp().mul_(log_ratio - kl[:, None]).mul_(d_kl[:, None] * factor)
 
 
 def _wide(hidden: Tensor) -> torch.dtype:
@@ -246,10 +319,16 @@ def _wide(hidden: Tensor) -> torch.dtype:
 
 
 def _blocks(
-    hidden: Tensor, weight: Tensor, kernels: HeadKernels, kept: KeptRows | None
-) -> Iterator[tuple[int, Tensor]]:
-    """First vocabulary entry and logits of each block, without the tokens that could not be drawn."""
+    hidden: Tensor, weight: Tensor, kernels: HeadKernels, kept: KeptRows | None, anchor: AnchorHead | None
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """First vocabulary entry and logits of each block, those of the anchor beside them; without the tokens that could
+    not be drawn."""
     bitmaps = None if kept is None else kept.bitmaps()
+
+    def logits_of(states: Tensor, head: Tensor, first: int) -> Tensor:
+        logits = kernels.logits(states, head[first : first + BLOCK])
+        return logits if bitmaps is None else forbid_(logits, bitmaps, first)
+
     for first in range(0, len(weight), BLOCK):
-        logits = kernels.logits(hidden, weight[first : first + BLOCK])
-        yield first, logits if bitmaps is None else forbid_(logits, bitmaps, first)
+        beside = None if anchor is None else logits_of(anchor.hidden, anchor.weight, first)
+        yield first, logits_of(hidden, weight, first), beside

@@ -60,8 +60,9 @@ class MicroBatch:
     weights: Tensor  # fp64 [N]: share of each token in the step's loss
     slices: tuple[TokenSlice, ...]
     kept: KeptRows | None = None  # what could have been drawn at each of the U predictions; None: everything
-    old_logprobs: Tensor | None = None  # fp32 [N], nats; this and the next two as in `Appraisal`
+    old_logprobs: Tensor | None = None  # fp32 [N], nats; this and the next three as in `Appraisal`
     anchor_logprobs: Tensor | None = None  # fp32 [N], nats
+    anchor_states: Tensor | None = None  # fp32 [U, width]
     old_values: Tensor | None = None  # fp32 [N]
     value_targets: Tensor | None = None  # fp32 [N]; this and the next as in `Credit`
     value_weights: Tensor | None = None  # fp64 [N]
@@ -150,7 +151,8 @@ class _Builder:
         self._spans: list[Span] = []
         self._predictors: list[int] = []
         self._targets: list[int] = []
-        self._firsts: list[tuple[Node, int]] = []  # for each prediction, one trained token that has it
+        self._firsts: list[tuple[Node, int]] = []  # for each prediction, the first trained token that has it
+        self._first_places: list[int] = []  # of that token among the trained ones
         self._predictions: list[int] = []
         self._trained: list[tuple[TokenSlice, Node, Credit, Appraisal]] = []
 
@@ -171,6 +173,7 @@ class _Builder:
                     self._predictors.append(row_of[prefixes.parents[place]])
                     self._targets.append(prefixes.tokens[place])
                     self._firsts.append((tree.nodes[node], offset))
+                    self._first_places.append(start + offset)
                 self._predictions.append(known[place])
             where = TokenSlice(index, node, start, len(self._predictions))
             self._trained.append((where, tree.nodes[node], credit, appraisal))
@@ -184,6 +187,7 @@ class _Builder:
         advantages = self._gather(lambda credit, _: credit.advantages, torch.float32)
         assert weights is not None
         assert advantages is not None
+        states = self._gather(lambda _, own: own.anchor_states, torch.float32)
         return MicroBatch(
             tokens=torch.tensor(self._tokens),
             positions=torch.tensor(self._positions),
@@ -199,6 +203,7 @@ class _Builder:
             kept=_kept_rows(self._firsts),
             old_logprobs=self._gather(lambda _, own: own.old_logprobs, torch.float32),
             anchor_logprobs=self._gather(lambda _, own: own.anchor_logprobs, torch.float32),
+            anchor_states=None if states is None else states[self._first_places],
             old_values=self._gather(lambda _, own: own.old_values, torch.float32),
             value_targets=self._gather(lambda credit, _: credit.value_targets, torch.float32),
             value_weights=self._gather(lambda credit, _: credit.value_weights, torch.float64),

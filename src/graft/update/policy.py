@@ -14,7 +14,7 @@ from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Prompt
 from graft.update import attention
 from graft.update.attention import TreeLayout
-from graft.update.head import HeadKernels, NativeHead, TokenScores, TorchHead, score_tokens
+from graft.update.head import AnchorHead, HeadKernels, NativeHead, TokenScores, TorchHead, score_tokens
 from graft.update.packing import MicroBatch, pack
 from graft.update.value import ValueModel
 
@@ -70,38 +70,68 @@ class PolicyForward:
         if getattr(self._head, "bias", None) is not None:
             raise ModelError("models whose LM head has a bias are not supported yet")
 
+    @property
+    def head_weight(self) -> Tensor:
+        """Of the LM head: `[vocabulary, width]`."""
+        weight: Tensor = self._head.weight  # pyright: ignore[reportAssignmentType]
+        return weight
+
     def __call__(
         self,
         batch: MicroBatch,
         *,
         temperature: float,
         entropy_gradient: bool = False,
+        anchor: AnchorHead | None = None,
     ) -> TokenScores:
-        """Log-probability, entropy and value of every trained token of the micro-batch, fp32 `[N]`.
+        """Log-probability, entropy, value and KL of every trained token of the micro-batch, fp32 `[N]`.
 
-        The first two are of the distribution that the tokens were drawn from: over the kept tokens where it was
+        All but the values are of the distribution that the tokens were drawn from: over the kept tokens where it was
         truncated.
 
         Args:
             batch: packed trees, on the model's device.
             temperature: that of sampling.
             entropy_gradient: whether entropies train.
+            anchor: the KL anchor's `states` of the same batch and its head: asks for the exact KL.
         """
-        hidden = self._hidden(self._body, batch)
-        weight: Tensor = self._head.weight  # pyright: ignore[reportAssignmentType]
+        return self.score(
+            self.states(batch),
+            batch,
+            temperature=temperature,
+            entropy_gradient=entropy_gradient,
+            anchor=anchor,
+        )
+
+    def states(self, batch: MicroBatch) -> Tensor:
+        """The last hidden states that predict: `[U, width]`."""
+        return self._hidden(self._body, batch)
+
+    def score(
+        self,
+        states: Tensor,
+        batch: MicroBatch,
+        *,
+        temperature: float,
+        entropy_gradient: bool = False,
+        anchor: AnchorHead | None = None,
+    ) -> TokenScores:
+        """What a call gives, from the micro-batch's own `states`."""
         scores = score_tokens(
-            hidden,
-            weight,
+            states,
+            self.head_weight,
             batch.targets,
             temperature=temperature,
             entropy_gradient=entropy_gradient,
-            kernels=self.precision.head_kernels(weight),
+            kernels=self.precision.head_kernels(self.head_weight),
             kept=batch.kept,
+            anchor=anchor,
         )
         return TokenScores(
             scores.logprobs.index_select(0, batch.predictions),
             scores.entropies.index_select(0, batch.predictions),
-            None if self.value is None else self._values(self.value, hidden, batch),
+            None if self.value is None else self._values(self.value, states, batch),
+            None if scores.kl is None else scores.kl.index_select(0, batch.predictions),
         )
 
     def values(self, batch: MicroBatch) -> Tensor:
@@ -109,11 +139,10 @@ class PolicyForward:
         alone: a trunk that is shared with the policy gets no gradient."""
         assert self.value is not None
         with torch.no_grad():
-            hidden = self._hidden(self._body, batch) if self.value.trunk is None else None
+            hidden = self.states(batch) if self.value.trunk is None else None
         return self._values(self.value, hidden, batch)
 
     def _hidden(self, body: nn.Module, batch: MicroBatch) -> Tensor:
-        """The last hidden states that predict: `[U, width]`."""
         with self.precision.autocast():
             hidden = body(
                 input_ids=batch.tokens[None],

@@ -14,6 +14,7 @@ from graft.errors import DivergenceError
 from graft.losses import TokenBatch, TokenLoss
 from graft.objective.reduce import weighted_sum
 from graft.objective.value import value_loss
+from graft.update.head import AnchorHead
 from graft.update.packing import MicroBatch
 from graft.update.policy import PolicyForward
 
@@ -71,6 +72,7 @@ def policy_loss(
     temperature: float,
     entropy_gradient: bool = False,
     value: ValueTerm | None = None,
+    anchor_head: Tensor | None = None,
 ) -> LossOf:
     """The loss of a micro-batch: that of its tokens, and of its states where a value model trains with the policy.
 
@@ -80,10 +82,15 @@ def policy_loss(
         temperature: that of sampling.
         entropy_gradient: whether entropies train.
         value: weight and clip of the value loss; None: no value loss.
+        anchor_head: LM head of the KL anchor whose states the micro-batches hold: asks for the exact KL.
     """
 
     def loss_of(batch: MicroBatch) -> BatchLoss:
-        scores = forward(batch, temperature=temperature, entropy_gradient=entropy_gradient)
+        anchor = None
+        if anchor_head is not None:
+            assert batch.anchor_states is not None
+            anchor = AnchorHead(batch.anchor_states, anchor_head)
+        scores = forward(batch, temperature=temperature, entropy_gradient=entropy_gradient, anchor=anchor)
         # at the first step on a batch the rollout's log-probabilities are the current ones
         old = scores.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         tokens = TokenBatch(
@@ -96,6 +103,7 @@ def policy_loss(
             nodes=batch.nodes,
             values=None if scores.values is None else scores.values.detach(),
             value_targets=batch.value_targets,
+            kl=scores.kl,
         )
         result = loss(tokens)
         share = weighted_sum(result.per_token, batch.weights)
