@@ -43,6 +43,19 @@ class EveryThird:
         return Kind.THOUGHT if stop in (StopReason.CUT, StopReason.LENGTH) else Kind.ANSWER
 
 
+class AfterFourths:
+    """A boundary after every token whose number is divided by 4: siblings end at different times."""
+
+    def feed(self, token: int, logprob: float | None) -> bool:
+        return token % 4 == 0
+
+    def fork(self) -> AfterFourths:
+        return AfterFourths()
+
+    def last_kind(self, stop: StopReason | None) -> Kind:
+        return Kind.THOUGHT
+
+
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
@@ -96,6 +109,27 @@ def texts(trees: Sequence[Tree]) -> list[list[tuple]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def sharp_model() -> LlamaForCausalLM:
+    """Weights so large that a wrong key or value anywhere shows."""
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(build_tiny_config(vocab_size=48)).eval()
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "norm" not in name:
+                weight *= 8
+    return made
+
+
+def logprobs_alone(model: LlamaForCausalLM, tree: Tree, node: int) -> np.ndarray:
+    """Of a segment's tokens, by one forward pass over its whole path."""
+    path = [t for i in tree.path(node) for t in tree.nodes[i].tokens.tolist()]
+    with torch.no_grad():
+        scores = model(torch.tensor([path])).logits[0].log_softmax(-1)
+    places = range(len(path) - len(tree.nodes[node]), len(path))
+    return np.array([float(scores[at - 1, path[at]]) for at in places])
+
+
 def draw_alone(model: LlamaForCausalLM, tree: Tree, node: int, place_path: tuple[int, ...]) -> list[int]:
     """A segment drawn token by token with a full forward pass each, from the prompt and path before it."""
     before = [t for i in tree.path(tree.nodes[node].parent) for t in tree.nodes[i].tokens.tolist()]
@@ -126,6 +160,22 @@ def test_every_segment_is_what_its_path_gives(model, shape, fast):
     for tree in trees:
         for node in range(1, len(tree)):
             assert tree.nodes[node].tokens.tolist() == draw_alone(model, tree, node, places(tree, node))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "slots"),
+    [(Shape((3, 2, 2), "all"), 24), (Shape((4,) * 6, "sample"), 24), (Shape((12, 2), "all"), 24)],
+    ids=str,
+)
+def test_paths_that_wait_keep_their_keys_and_values(sharp_model, shape, slots, fast):
+    """Few rows grow while many wait for their siblings."""
+    trees = grow(engine_of(sharp_model, slots, fast=fast), shape, prompts(5), begin=lambda _: AfterFourths())
+    assert sum(len(tree.path(leaf)) > 2 for tree in trees for leaf in tree.leaves()) > 10
+    for tree in trees:
+        for node in range(1, len(tree)):
+            found = tree.nodes[node].engine_logprobs
+            np.testing.assert_allclose(found, logprobs_alone(sharp_model, tree, node), atol=2e-3)
 
 
 @pytest.mark.parametrize("shape", [Shape((3, 2, 2), "all"), Shape((4,) * 6, "sample")], ids=str)

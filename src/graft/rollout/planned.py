@@ -173,7 +173,7 @@ class _Round:
                     place = _Waiting(branch, list(stems))
                     self.waiting |= {id(stem): place for stem in stems}
             if slot >= 0:
-                self.free.append(slot)
+                self.engine.release(slot, self.free)
         for _, branch in copies:
             branch.slot = self.free.pop()
         self.engine.copy([(source, branch.slot) for source, branch in copies])
@@ -219,7 +219,7 @@ class _Round:
             if place.children:
                 self.rows.append(Row(row.prefix, row.tokens, place.children, row.slot))
             else:
-                self.free.append(row.slot)
+                self.engine.release(row.slot, self.free)
         self._count_open()
 
     def _count_open(self) -> None:
