@@ -311,6 +311,13 @@ def test_what_cannot_go_together():
     assert "leave one of them out" in refusal(anchored)
 
 
+def test_groups_are_drawn_anew_by_scores_known_while_trees_grow():
+    tree = {"name": "grft", "shape": "tree", "max_draws": 2}
+    for own in ({"score": "outcome"}, {"score": "mixed"}, {"critic": {"type": "monte_carlo"}}):
+        assert "max_draws = 2" in refusal({"algorithm": {**tree, **own}})
+    assert check({"algorithm": tree}).algorithm.max_draws == 2  # pyright: ignore
+
+
 def test_either_steps_or_epochs():
     assert check({"training": {"steps": None, "epochs": 2}}).training.epochs == 2
     assert "give one of" in refusal({"training": {"steps": None}})

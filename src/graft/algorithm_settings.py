@@ -325,6 +325,10 @@ class GRFT(Sampled, Reused):
     survivor_temperature: float = Field(default=1.0, gt=0)
     """Of that softmax, in units of the score."""
 
+    max_draws: int = Field(default=1, ge=1)
+    """Draws of a group at most: one whose candidates all have the same score is drawn anew from the same prefix; the
+    tokens count as generated. 1: off. Needs `score = "critic"` and a critic that can judge while trees grow."""
+
     score: Literal["critic", "outcome", "mixed"] = "critic"
     """What siblings are compared by: `critic`: Ŝ + Q of thoughts and ρ G of answers; `outcome` (`tree` alone): the mean
     grade of the leaves below; `mixed`: both."""
@@ -359,6 +363,11 @@ class GRFT(Sampled, Reused):
         if self.shape == "chain" and self.survivor != "sample" and self.critic.type == "monte_carlo":
             raise ValueError(
                 'survivor = "sample" is needed with critic.type = "monte_carlo", which cannot draw while trees grow'
+            )
+        if self.max_draws > 1 and (self.score != "critic" or self.critic.type == "monte_carlo"):
+            raise ValueError(
+                f"max_draws = {self.max_draws}: whether a group is drawn anew is decided while its tree grows, by a "
+                'critic\'s scores; use score = "critic" with another critic than "monte_carlo", or max_draws = 1'
             )
         return self
 

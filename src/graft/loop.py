@@ -146,7 +146,7 @@ class Loop:
             with self.grading() as beside:
                 with step.timed("sample"):
                     if isinstance(phase.settings, GRFT):
-                        trees = self.sample_trees(phase.settings, step.number, attempt, prompts)
+                        trees = self.sample_trees(phase.settings, step, attempt, prompts)
                     else:
                         trees = self.sample(phase, step.number, attempt, prompts, beside.finished(prompts))
                 with step.timed("grade"):
@@ -201,9 +201,7 @@ class Loop:
                 finished=finished,
             )
 
-    def sample_trees(
-        self, settings: GRFT, number: int, attempt: int, prompts: Sequence[Prompt]
-    ) -> list[Tree]:
+    def sample_trees(self, settings: GRFT, step: Step, attempt: int, prompts: Sequence[Prompt]) -> list[Tree]:
         """The engine draws groups of candidates at every prefix."""
         parts = self.parts
         assert parts.engine is not None
@@ -212,20 +210,21 @@ class Loop:
         critic, grader = parts.critic, parts.grader
         survivors = "all" if settings.shape == "tree" else settings.survivor
         with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
-            return grow_trees(
+            step.grown = grow_trees(
                 parts.engine,
                 prompts,
-                shape=Shape(settings.levels, survivors, settings.survivor_temperature),
+                shape=Shape(settings.levels, survivors, settings.survivor_temperature, settings.max_draws),
                 begin=critic.begin,
                 score=lambda groups: critic.sibling_scores(
                     groups, grader, settings.rewards, scale=settings.critic.scale
                 ),
                 sampling=sampling_settings(self.config.sampling),
                 seed=self.config.seed,
-                step=number,
+                step=step.number,
                 attempt=attempt,
                 progress=self.on_tokens,
             )
+        return [grown.tree for grown in step.grown]
 
     def grade(self, beside: GradingBeside, trees: Sequence[Tree]) -> list[Mapping[int, Grade]]:
         """The grader has judged every completion."""
@@ -370,6 +369,7 @@ class Loop:
                         step.credit.trees[index],
                         critiques=step.critiques[index] if step.critiques else None,
                         details=step.credit.details[index] if step.credit.details else None,
+                        survivors=step.grown[index].survivors if step.grown else None,
                     )
                 )
         self.append(

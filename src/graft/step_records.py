@@ -16,6 +16,7 @@ from graft.crediting import StepCredit
 from graft.evaluation import Evaluation
 from graft.objective.kl import k3
 from graft.report.metrics import Moment, Stage
+from graft.rollout.grow_trees import Grown
 from graft.thoughts import LeafCritiques, critique_metrics
 from graft.tree import Tree
 from graft.types import Appraisal, Grade, StopReason
@@ -31,6 +32,9 @@ class Step:
 
     trees: Sequence[Tree] = ()
     grades: Sequence[Mapping[int, Grade]] = ()
+    grown: Sequence[Grown] = ()
+    """How each of the trees grew, where groups stand at every prefix."""
+
     discarded: Drawn = field(default_factory=Drawn)
     """What was sampled and does not train."""
 
@@ -56,9 +60,14 @@ class Step:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
     @property
+    def tokens_discarded(self) -> int:
+        """Of these, tokens of trees and groups that do not train."""
+        return self.discarded.sampled_tokens + sum(own.tokens_redrawn for own in self.grown)
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens that the engine drew, also for what was discarded and for the critic."""
-        drawn = sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
+        drawn = sum(tree.sampled_tokens for tree in self.trees) + self.tokens_discarded
         return drawn + sum(critique.sampled_tokens for own in self.critiques for critique in own.values())
 
 
@@ -134,7 +143,10 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
     if step.discarded.trees or step.rounds > 1:
         metrics["sampling_rounds"] = step.rounds
         metrics["groups_discarded"] = len(step.discarded.trees)
-        metrics["tokens_discarded"] = step.discarded.sampled_tokens
+        metrics["tokens_discarded"] = step.tokens_discarded
+    if redrawn := sum(own.groups_redrawn for own in step.grown):
+        metrics["groups_redrawn"] = redrawn
+        metrics["tokens_discarded"] = step.tokens_discarded
     metrics |= critique_metrics(step.critiques)
     metrics |= {f"part_{name}_mean": mean for name, mean in _part_means(grades).items()}
     faults = Counter(str(fault) for grade in grades for fault in grade.faults)

@@ -25,9 +25,6 @@ from graft.segments.settings import open_cutter
 from graft.tree import Tree
 from graft.types import Critic, Critique, Grade, Grader, Prompt, StopReason, Tokens
 
-NOT_JUDGED = -1e9
-"""Below every score."""
-
 LeafCritiques = Mapping[int, Critique]
 """Leaf -> critique of the chain that ends there."""
 
@@ -94,8 +91,8 @@ class ThoughtCritic:
         rewards: ThoughtRewards,
         *,
         scale: float,
-    ) -> list[list[float]]:
-        """Scores of candidates while their trees grow; one that could not be judged is below all others.
+    ) -> list[list[float | None]]:
+        """Scores of candidates while their trees grow; None for one that could not be judged.
 
         Args:
             groups: a tree and the candidates in it.
@@ -114,7 +111,7 @@ class ThoughtCritic:
         for (tree, nodes), own in zip(groups, grades, strict=True):
             judged = {node: next(critiques) for node in nodes}
             found = critic_scores(tree, own, judged, rewards, scale=scale)
-            scores.append([found[node][0] if node in found else NOT_JUDGED for node in nodes])
+            scores.append([found[node][0] if node in found else None for node in nodes])
         return scores
 
     def _grades_now(self, tree: Tree, nodes: Sequence[int], grader: Grader) -> dict[int, Grade]:

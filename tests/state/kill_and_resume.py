@@ -50,6 +50,10 @@ class MarkedLoop(Loop):
         self.mark("sampling")
         return super().sample(*args, **kwargs)
 
+    def sample_trees(self, *args, **kwargs):
+        self.mark("sampling")
+        return super().sample_trees(*args, **kwargs)
+
     def update(self, *args, **kwargs):
         self.mark("update")
         return super().update(*args, **kwargs)
@@ -82,8 +86,9 @@ ALGORITHMS = {
         "name": "grft",
         "group_size": 3,
         "survivor": "softmax",
-        "segments": {"cutter": "tokens:4"},
-        "critic": {"type": "function", "function": "grader.py:critic"},
+        "max_draws": 3,
+        "segments": {"cutter": "low_probability:0.02"},
+        "critic": {"type": "function", "function": "grader.py:coarse"},
         "updates_per_batch": 2,
     },
     "ppo-separate": {
@@ -122,6 +127,9 @@ def write_task(work: Path, grades: int) -> None:
         "def critic(chain):\n"
         "    scores = [sum(map(ord, text)) % 11 for text in chain.thoughts]\n"
         "    return {'thoughts': scores, 'progress': sorted(scores)}\n"
+        "def coarse(chain):\n"
+        "    scores = [sum(map(ord, text)) % 2 for text in chain.thoughts]\n"
+        "    return {'thoughts': scores, 'progress': [5] * len(scores)}\n"
         "def worked(item):\n"
         "    return 'the answer is ' + item['answer']\n"
     )

@@ -94,10 +94,16 @@ READINGS = (
         "Only beside `sampling_rounds`.",
     ),
     Reading(
+        "groups_redrawn",
+        "The price of `max_draws`. A rise: candidates are more and more alike, or the critic tells them less apart.",
+        GRFT,
+        "Only with `max_draws` above 1, in steps that drew anything in vain.",
+    ),
+    Reading(
         "tokens_discarded",
         "They count in `generated_tokens`: compare methods at equal `generated_tokens`, not at equal steps.",
-        GROUPED,
-        "Only beside `sampling_rounds`.",
+        GROUPED | GRFT,
+        "Only in steps that drew anything in vain.",
     ),
     Reading(
         "reward_baseline",

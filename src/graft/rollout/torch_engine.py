@@ -201,7 +201,8 @@ class TorchEngine:
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Let slots go on from where others stand: pairs of source and target.
 
-        A row that comes from its prefix alone (-1) has nothing to copy. A slot just freed is nobody's source.
+        A row that comes from its prefix alone (-1) has nothing to copy. All sources are read before a target is
+        written, so that a slot that was just freed may be both.
         """
         copied = [pair for pair in pairs if pair[0] >= 0]
         if copied:
