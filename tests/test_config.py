@@ -311,6 +311,16 @@ def test_what_cannot_go_together():
     assert "leave one of them out" in refusal(anchored)
 
 
+def test_a_tree_needs_a_slot_for_each_open_path():
+    wide = {"name": "grft", "shape": "tree", "branching": [4, 4, 5]}
+    assert "keeps 80 paths of a prompt open" in refusal({"algorithm": wide})
+    own = check({"algorithm": wide, "rollout": {"slots": 80}}).algorithm
+    assert own.completions == 34  # pyright: ignore - 4 + 16 + 80 nodes, each a third of a completion
+    chain = {"name": "grft", "group_size": 65}
+    assert "keeps 65 paths" in refusal({"algorithm": chain})
+    assert check({"algorithm": {**chain, "group_size": 8}}).algorithm.completions == 8  # pyright: ignore
+
+
 def test_groups_are_drawn_anew_by_scores_known_while_trees_grow():
     tree = {"name": "grft", "shape": "tree", "max_draws": 2}
     for own in ({"score": "outcome"}, {"score": "mixed"}, {"critic": {"type": "monte_carlo"}}):

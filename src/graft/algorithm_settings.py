@@ -5,6 +5,7 @@ A class holds what means something to its algorithm and nothing else, so every o
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -28,6 +29,11 @@ class Sampled(Section):
 
     engine_weight_cap: float | None = Field(default=None, gt=0)
     """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
+
+    @property
+    def completions(self) -> int:
+        """Completions that the tokens drawn for a prompt come to."""
+        return self.group_size
 
     @property
     def updates(self) -> int:
@@ -375,6 +381,19 @@ class GRFT(Sampled, Reused):
     def levels(self) -> tuple[int, ...]:
         """Candidates at each depth."""
         return self.branching if self.shape == "tree" else (self.group_size,) * self.max_depth
+
+    @property
+    def open_paths(self) -> int:
+        """Paths of one prompt that may grow or wait at the same time, each in a slot of the engine."""
+        return math.prod(self.branching) if self.shape == "tree" else self.group_size
+
+    @property
+    def completions(self) -> int:
+        """Completions that the tokens drawn for a prompt come to, where the nodes of a path are equally long."""
+        if self.shape == "chain":
+            return self.group_size
+        nodes = sum(math.prod(self.branching[: depth + 1]) for depth in range(len(self.branching)))
+        return math.ceil(nodes / len(self.branching))
 
 
 class SFT(Section):

@@ -16,9 +16,8 @@ from graft.crediting import StepCredit
 from graft.evaluation import Evaluation
 from graft.objective.kl import k3
 from graft.report.metrics import Moment, Stage
-from graft.rollout.grow_trees import Grown
 from graft.thoughts import LeafCritiques, critique_metrics
-from graft.tree import Tree
+from graft.tree import Grown, Tree
 from graft.types import Appraisal, Grade, StopReason
 from graft.update.step import StepResult
 

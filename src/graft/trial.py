@@ -152,7 +152,7 @@ def _try_sampling(parts: Parts, phase: Phase) -> _Sampled:
     assert parts.grader is not None
     config = parts.config
     drawn = isinstance(phase.settings, Sampled)
-    group = phase.settings.group_size if isinstance(phase.settings, Sampled) else config.evaluation.samples
+    group = phase.settings.completions if isinstance(phase.settings, Sampled) else config.evaluation.samples
     available = parts.train[: phase.rows_per_step] if drawn else parts.held_out or parts.train
     slots = min(config.rollout.slots, len(available) * group)
     prompts = available[: -(-slots // group)]

@@ -53,7 +53,7 @@ def plan_work(
             lengths = worked
         batch = Sampling(
             prompts=phase.rows_per_step,
-            samples=phase.settings.group_size if isinstance(phase.settings, Sampled) else 1,
+            samples=phase.settings.completions if isinstance(phase.settings, Sampled) else 1,
             prompt_tokens=prompt_tokens,
             lengths=lengths,
         )

@@ -12,12 +12,12 @@ from transformers import LlamaForCausalLM
 from graft.errors import ConfigError
 from graft.kernels import load_kernels
 from graft.rollout.grow import grow_groups
-from graft.rollout.grow_trees import Grown, Shape, draw_softmax, grow_trees
+from graft.rollout.grow_trees import Shape, draw_softmax, grow_trees
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.llama_decoder import LlamaDecoder
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.rollout.torch_engine import TorchEngine
-from graft.tree import ROOT, Kind, Tree
+from graft.tree import ROOT, Grown, Kind, Tree
 from graft.types import Prompt, Purpose, StopReason
 from tests.conftest import build_tiny_config
 

@@ -16,7 +16,7 @@ from graft.rollout.engine import Continuation
 from graft.rollout.planned import Decision, Ended, Stem, grow_planned
 from graft.rollout.sampling import SamplingSettings, stream_key, uniforms
 from graft.rollout.torch_engine import TorchEngine
-from graft.tree import ROOT, Kind, Tree
+from graft.tree import ROOT, Grown, Kind, Tree
 from graft.types import Prompt, Purpose, StopReason
 
 NOT_JUDGED = -1e9
@@ -68,21 +68,6 @@ class Shape:
 Score = Callable[[Sequence[tuple[Tree, Sequence[int]]]], Sequence[Sequence[float | None]]]
 """Groups of siblings, each a tree and its nodes -> a score for each sibling; None: it could not be judged. The tree
 holds the path to the siblings and nothing else."""
-
-
-@dataclass(slots=True)
-class Grown:
-    """A tree, and how it grew."""
-
-    tree: Tree
-    survivors: list[int] = field(default_factory=list)
-    """The nodes that were chosen of their groups, one a depth; empty where the tree goes on from all."""
-
-    groups_redrawn: int = 0
-    """Draws of groups that were thrown away because their scores were all equal."""
-
-    tokens_redrawn: int = 0
-    """Tokens of these draws."""
 
 
 def grow_trees(
