@@ -90,7 +90,8 @@ def main() -> None:
             asked.model, device=device, adapter=None, gradient_checkpointing=False, seed=0, progress=None
         ).plain
     else:
-        model = random_model(asked.random_layers).to(device)
+        with device:
+            model = random_model(asked.random_layers)
     precision = choose_precision("auto", device)
     bench = Bench(build_forward(model, precision), asked.microbatch_tokens)
     cases = [bench.measure(case, asked.repeats) for case in CASES]
