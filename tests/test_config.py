@@ -128,8 +128,8 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
     assert sft == SFT(worked="key:w")
     assert "no algorithm is called 'gropo'. Did you mean 'grpo'?" in refusal({"algorithm": {"name": "gropo"}})
     assert (
-        "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, process_grpo, rft, grft, sft."
-        in refusal({"algorithm": {"name": "xyz"}})
+        "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, process_grpo, rft, grft, "
+        "vineppo, spo_chain, spo_tree, sft." in refusal({"algorithm": {"name": "xyz"}})
     )
     assert ALGORITHM_NAMES[0] == "grpo"
     assert "algorithm" in refusal({"algorithm": "grpo"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -130,3 +132,45 @@ class Value(Section):
                 "update would move the policy again"
             )
         return self
+
+
+Reduction = Literal["sample_mean", "token_mean", "constant"]
+
+
+class Sampled(Section):
+    """What all algorithms have in common whose completions the engine draws."""
+
+    group_size: int = Field(default=1, ge=1)
+    """Samples for each prompt."""
+
+    kl: KL = KL()
+    entropy: Entropy = Entropy()
+
+    engine_weight_cap: float | None = Field(default=None, gt=0)
+    """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
+
+    @property
+    def completions(self) -> int:
+        """Completions that the tokens drawn for a prompt come to."""
+        return self.group_size
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps on each batch of samples."""
+        return getattr(self, "updates_per_batch", 1) * getattr(self, "minibatches", 1)
+
+
+class Reused(Section):
+    """Algorithms that may take several optimiser steps on one batch of samples."""
+
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Passes over each batch of samples. 1, with one minibatch, is on-policy: the ratio is 1 and nothing is clipped."""
+
+    minibatches: int = Field(default=1, ge=1)
+    """Parts that a pass cuts the batch into, between prompts; each is an optimiser step."""
+
+
+def completions_of_tree(branching: Sequence[int]) -> int:
+    """Whole completions that the tokens of a tree come to, where the nodes of a path are equally long."""
+    nodes = sum(math.prod(branching[: depth + 1]) for depth in range(len(branching)))
+    return math.ceil(nodes / len(branching))

@@ -6,39 +6,26 @@ A class holds what means something to its algorithm and nothing else, so every o
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from graft.algorithm_parts import KL, AdaptiveKL, Clip, Entropy, Overlong, TokenClip, Value
+from graft.algorithm_parts import (
+    KL,
+    AdaptiveKL,
+    Clip,
+    Overlong,
+    Reduction,
+    Reused,
+    Sampled,
+    TokenClip,
+    Value,
+    completions_of_tree,
+)
+from graft.algorithm_rollouts import SPOChain, SPOTree, VinePPO
 from graft.critics.settings import CriticSettings, Equations
 from graft.section import Section
 from graft.segments.settings import Segments
-
-Reduction = Literal["sample_mean", "token_mean", "constant"]
-
-
-class Sampled(Section):
-    """What all algorithms have in common whose completions the engine draws."""
-
-    group_size: int = Field(default=1, ge=1)
-    """Samples for each prompt."""
-
-    kl: KL = KL()
-    entropy: Entropy = Entropy()
-
-    engine_weight_cap: float | None = Field(default=None, gt=0)
-    """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
-
-    @property
-    def completions(self) -> int:
-        """Completions that the tokens drawn for a prompt come to."""
-        return self.group_size
-
-    @property
-    def updates(self) -> int:
-        """Optimiser steps on each batch of samples."""
-        return getattr(self, "updates_per_batch", 1) * getattr(self, "minibatches", 1)
 
 
 class WholeSamples(Sampled):
@@ -50,16 +37,6 @@ class WholeSamples(Sampled):
     `sampling.max_new_tokens`, then mean over samples)."""
 
     overlong: Overlong = Overlong()
-
-
-class Reused(Section):
-    """Algorithms that may take several optimiser steps on one batch of samples."""
-
-    updates_per_batch: int = Field(default=1, ge=1)
-    """Passes over each batch of samples. 1, with one minibatch, is on-policy: the ratio is 1 and nothing is clipped."""
-
-    minibatches: int = Field(default=1, ge=1)
-    """Parts that a pass cuts the batch into, between prompts; each is an optimiser step."""
 
 
 class Grouped(WholeSamples, Reused):
@@ -392,8 +369,7 @@ class GRFT(Sampled, Reused):
         """Completions that the tokens drawn for a prompt come to, where the nodes of a path are equally long."""
         if self.shape == "chain":
             return self.group_size
-        nodes = sum(math.prod(self.branching[: depth + 1]) for depth in range(len(self.branching)))
-        return math.ceil(nodes / len(self.branching))
+        return completions_of_tree(self.branching)
 
 
 class SFT(Section):
@@ -409,11 +385,30 @@ class SFT(Section):
 
 
 AlgorithmSettings = Annotated[
-    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | ProcessGRPO | RFT | GRFT | SFT,
+    GRPO
+    | DrGRPO
+    | DAPO
+    | GSPO
+    | CISPO
+    | RLOO
+    | Reinforce
+    | PPO
+    | ProcessGRPO
+    | RFT
+    | GRFT
+    | VinePPO
+    | SPOChain
+    | SPOTree
+    | SFT,
     Field(discriminator="name"),
 ]
 
 ALGORITHM_NAMES: tuple[str, ...] = tuple(
-    section.model_fields["name"].default
-    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, ProcessGRPO, RFT, GRFT, SFT)
+    section.model_fields["name"].default for section in get_args(get_args(AlgorithmSettings)[0])
 )
+
+OfThoughts = ProcessGRPO | RFT | GRFT | VinePPO | SPOChain | SPOTree
+"""Algorithms that cut completions into thoughts."""
+
+OnTrees = GRFT | SPOTree
+"""Algorithms that grow trees with a group at every prefix."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from graft.algorithm_settings import GRFT, GRPO, SFT, AlgorithmSettings
+from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings, OnTrees
 from graft.grading.check import check_grader, dump_grader
 from graft.section import Section, tag_of
 
@@ -412,7 +412,7 @@ class RunConfig(Section):
                 f"algorithm.minibatches = {parts}: a pass is cut between prompts, of which there are "
                 f"training.prompts_per_step = {self.training.prompts_per_step}"
             )
-        if isinstance(self.algorithm, GRFT) and self.algorithm.open_paths > self.rollout.slots:
+        if isinstance(self.algorithm, OnTrees) and self.algorithm.open_paths > self.rollout.slots:
             raise ValueError(
                 f"rollout.slots = {self.rollout.slots}: a tree of this shape keeps {self.algorithm.open_paths} "
                 "paths of a prompt open; raise it, or lower algorithm.branching or algorithm.group_size"

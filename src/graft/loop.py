@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from graft.algorithm_settings import GRFT, SFT, Sampled
+from graft.algorithm_settings import GRFT, SFT, OnTrees, Sampled
 from graft.algorithms import ALGORITHMS, Algorithm
 from graft.assemble import Parts, load_worked, sampling_settings
 from graft.collect import Drawn, collect
@@ -145,7 +145,7 @@ class Loop:
             prompts = [self.parts.train[place] for place in places]
             with self.grading() as beside:
                 with step.timed("sample"):
-                    if isinstance(phase.settings, GRFT):
+                    if isinstance(phase.settings, OnTrees):
                         trees = self.sample_trees(phase.settings, step, attempt, prompts)
                     else:
                         trees = self.sample(phase, step.number, attempt, prompts, beside.finished(prompts))
@@ -169,9 +169,9 @@ class Loop:
     def criticise(self, critic: ThoughtCritic, step: Step) -> None:
         """Completions become chains of thoughts, and a critic scores them."""
         settings = self.config.algorithm
-        if isinstance(settings, GRFT) and settings.score == "outcome":
+        if critic.critic is None or (isinstance(settings, GRFT) and settings.score == "outcome"):
             return
-        if not isinstance(settings, GRFT):  # whose trees grow as thoughts
+        if not isinstance(settings, OnTrees):  # whose trees grow as thoughts
             step.trees, step.grades = critic.cut(step.trees, step.grades)
         rate = self.config.grading.max_failure_rate
         step.critiques = critic.criticise(step.trees, step.grades, max_failure_rate=rate)
@@ -201,23 +201,27 @@ class Loop:
                 finished=finished,
             )
 
-    def sample_trees(self, settings: GRFT, step: Step, attempt: int, prompts: Sequence[Prompt]) -> list[Tree]:
+    def sample_trees(
+        self, settings: OnTrees, step: Step, attempt: int, prompts: Sequence[Prompt]
+    ) -> list[Tree]:
         """The engine draws groups of candidates at every prefix."""
         parts = self.parts
         assert parts.engine is not None
         assert parts.critic is not None
         assert parts.grader is not None
         critic, grader = parts.critic, parts.grader
-        survivors = "all" if settings.shape == "tree" else settings.survivor
+
+        def score(groups: Sequence[tuple[Tree, Sequence[int]]]) -> list[list[float | None]]:
+            assert isinstance(settings, GRFT)  # the others go on from all, and draw once
+            return critic.sibling_scores(groups, grader, settings.rewards, scale=settings.critic.scale)
+
         with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
             step.grown = grow_trees(
                 parts.engine,
                 prompts,
-                shape=Shape(settings.levels, survivors, settings.survivor_temperature, settings.max_draws),
+                shape=shape_of(settings),
                 begin=critic.begin,
-                score=lambda groups: critic.sibling_scores(
-                    groups, grader, settings.rewards, scale=settings.critic.scale
-                ),
+                score=score,
                 sampling=sampling_settings(self.config.sampling),
                 seed=self.config.seed,
                 step=step.number,
@@ -470,6 +474,14 @@ class Loop:
     def on_microbatch(self, tokens: int) -> None:
         """So many tokens have been through forward and backward."""
         self.interrupt.check()
+
+
+def shape_of(settings: OnTrees) -> Shape:
+    """How the trees of an algorithm branch."""
+    if not isinstance(settings, GRFT):
+        return Shape(settings.branching, "all")
+    survivors = "all" if settings.shape == "tree" else settings.survivor
+    return Shape(settings.levels, survivors, settings.survivor_temperature, settings.max_draws)
 
 
 def _due(every: int | None, number: int) -> bool:

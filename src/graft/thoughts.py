@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.algorithm_settings import GRFT, RFT, ProcessGRPO, ThoughtRewards
+from graft.algorithm_settings import OfThoughts, ThoughtRewards
 from graft.config import RunConfig
 from graft.crediting_trees import critic_scores
 from graft.critics.build import CriticServices, models_of, open_critic
@@ -34,7 +34,9 @@ class ThoughtCritic:
     """Cuts completions into thoughts and has them scored."""
 
     cutter: Cutter
-    critic: Critic
+    critic: Critic | None
+    """None where the algorithm has none."""
+
     decode: Callable[[Tokens], str]
     """Token ids -> text without special tokens."""
 
@@ -71,6 +73,7 @@ class ThoughtCritic:
         Raises:
             GraderError: it failed on more; the message counts the reasons.
         """
+        assert self.critic is not None
         chains = [
             {
                 leaf: chain
@@ -100,6 +103,7 @@ class ThoughtCritic:
             rewards: how scores are processed.
             scale: of the critic.
         """
+        assert self.critic is not None
         grades = [self._grades_now(tree, nodes, grader) for tree, nodes in groups]
         chains = [
             chain_of(tree, node, own.get(node), self.decode, tags=self.tags)
@@ -142,7 +146,7 @@ def refuse_failures(critiques: Sequence[Critique], max_failure_rate: float) -> N
 
 def open_thought_critic(
     config: RunConfig,
-    settings: ProcessGRPO | RFT | GRFT,
+    settings: OfThoughts,
     encoder: ChatEncoder,
     *,
     engine: Engine,
@@ -159,8 +163,9 @@ def open_thought_critic(
     """
     base = Path(config.base)
     with ExitStack() as opened:
+        asked = getattr(settings, "critic", None)
         judges = None
-        if models := models_of(settings.critic):
+        if asked is not None and (models := models_of(asked)):
             judges = open_judges(config.grading.judge, models)
             opened.callback(judges.close)
 
@@ -169,8 +174,8 @@ def open_thought_critic(
             opened.callback(inner.close)
             return inner
 
-        critic = open_critic(
-            settings.critic,
+        critic = asked and open_critic(
+            asked,
             CriticServices(
                 base=base,
                 judges=judges,

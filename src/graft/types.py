@@ -244,6 +244,9 @@ class Critique:
     progress: tuple[float, ...] = ()
     """P_1..P_M, how far the chain has come by the end of each thought."""
 
+    initial_progress: float | None = None
+    """P_0, how far the prompt alone is; None: the critic does not say."""
+
     reasons: tuple[str, ...] = ()
     """For people, one for each thought; empty where there is nothing to say."""
 
