@@ -1,4 +1,4 @@
-"""Whole runs on trees with groups at every prefix: what is written of how they grew."""
+"""Whole runs on trees with groups at every prefix, and with values from rollouts: what is written of them."""
 
 from __future__ import annotations
 
@@ -88,3 +88,36 @@ def test_the_survivors_of_a_chain_are_written_as_they_grew(run, survivor):
 def test_of_a_tree_all_survive_and_none_is_written(run):
     _, trees = run(shape="tree", branching=(2, 2), score="outcome")
     assert all("survivors" not in tree for tree in trees)
+
+
+@pytest.mark.parametrize("name", ["vineppo", "spo_chain", "spo_tree"])
+def test_values_from_rollouts_in_whole_runs(tiny_model_folder, tmp_path, monkeypatch, name):
+    """Values go on from state to state, and what the rollouts drew counts as generated."""
+    monkeypatch.chdir(tmp_path)
+    own = {"branching": (2, 3)} if name == "spo_tree" else {"critic": {"continuations": 3}, "group_size": 2}
+    made = graft.train(
+        str(tiny_model_folder),
+        ROWS,
+        lambda completion, item: float(len(completion) % 2),
+        algorithm={"name": name, "segments": {"cutter": "tokens:3"}, "updates_per_batch": 2, **own},
+        sampling={"max_new_tokens": 9},
+        training={"prompts_per_step": 4, "steps": 2},
+        quiet=True,
+    )
+    folder = RunFolder.open(made.path)
+    metrics = [line for line in folder.read_metrics() if line["stage"] == "train"]
+    trees = [line for line in folder.read_trees() if line["stage"] == "train"]
+    for line in metrics:
+        drawn = sampled(trees, line["step"]) + line.get("critic_tokens_sampled", 0)
+        assert line["tokens_sampled"] == drawn
+        assert (line.get("critic_tokens_sampled", 0) > 0) == (name != "spo_tree")
+    assert any(line["gradient_norm"] > 0 for line in metrics)
+    checked = 0
+    for tree in trees:
+        for node, numbers in tree["numbers"].items():
+            assert numbers["A"] == pytest.approx(numbers["value"] - numbers["V"])
+            parent = str(tree["nodes"][int(node)]["parent"])
+            if parent in tree["numbers"]:
+                assert numbers["V"] == pytest.approx(tree["numbers"][parent]["value"])
+                checked += 1
+    assert checked > 10

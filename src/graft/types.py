@@ -244,9 +244,6 @@ class Critique:
     progress: tuple[float, ...] = ()
     """P_1..P_M, how far the chain has come by the end of each thought."""
 
-    initial_progress: float | None = None
-    """P_0, how far the prompt alone is; None: the critic does not say."""
-
     reasons: tuple[str, ...] = ()
     """For people, one for each thought; empty where there is nothing to say."""
 
@@ -265,6 +262,9 @@ class Critique:
 
     seconds: float = 0.0
     """Wall-clock time; of critics that judge many chains at once an equal share."""
+
+    initial_progress: float | None = None
+    """P_0, how far the prompt alone is; None: the critic does not say."""
 
     @property
     def scored(self) -> bool:

@@ -29,6 +29,7 @@ CLIPPED = _those(Reused, "clip")
 SUPERVISED = frozenset(ALGORITHM_NAMES) - SAMPLED
 REINFORCE, PPO, RFT, CISPO = (frozenset({name}) for name in ("reinforce", "ppo", "rft", "cispo"))
 PROCESS_GRPO, GRFT = frozenset({"process_grpo"}), frozenset({"grft"})
+ROLLOUTS, SPO_TREE = frozenset({"vineppo", "spo_chain", "spo_tree"}), frozenset({"spo_tree"})
 CRITICISED = _those(Sampled, "critic")
 BY_TOKENS = frozenset({"dr_grpo", "dapo"})
 """Grouped, and every token has the same weight."""
@@ -80,6 +81,11 @@ READINGS = (
         "The share of sibling groups that train. A fall: candidates are all alike, or the critic cannot tell them"
         " apart.",
         GRFT,
+    ),
+    Reading(
+        "groups_with_signal",
+        "The share of sibling groups that train. A fall: the leaves below are all right, or all wrong.",
+        SPO_TREE,
     ),
     Reading(
         "sampling_rounds",
@@ -197,7 +203,7 @@ READINGS = (
         " to 0. Says nothing; `gradient_norm` does.",
         GRFT,
     ),
-    Reading("loss", "Neither sign nor size measures progress.", PROCESS_GRPO),
+    Reading("loss", "Neither sign nor size measures progress.", PROCESS_GRPO | ROLLOUTS),
     Reading(
         "loss",
         "Of weight x advantage x log-probability: neither sign nor size measures progress.",
