@@ -25,13 +25,14 @@ def two_chains() -> tuple[Tree, Evidence]:
     four = tree.add(ROOT, [5] * 4, [-0.05] * 4, group=top, kind=Kind.THOUGHT, stop=StopReason.LENGTH)
     critiques = {
         three: Critique(10.0, (5.0, 9.0), (2.5, 7.5), initial_progress=5.0),
-        four: Critique(0.0, (2.5,), (0.0,), initial_progress=5.0),
+        four: Critique(0.0, (2.5,), (2.5,), initial_progress=5.0),
     }
     return tree, Evidence([tree], [{three: Grade(1.0), four: Grade(0.0)}], critiques=[critiques])
 
 
 def test_steps_by_hand():
-    """V = 1/2, 1/4, 3/4 and the reward 1; V = 1/2 and the reward 0. Ten tokens."""
+    """V = 1/2, 1/4, 3/4 and the reward 1; V = 1/2 and the reward 0, whatever is said of the state
+    after the last thought. Ten tokens."""
     _, evidence = two_chains()
     credit = credit_steps(evidence, VinePPO(whiten=False))
     assert flat(credit.trees[0]) == {
