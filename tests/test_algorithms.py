@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, KL, RFT, SFT, Entropy, PolicyKL, TokenClip
+from graft.algorithm_parts import KL, Entropy, TokenClip
+from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, RFT, SFT, PolicyKL
 from graft.algorithms import ALGORITHMS
 from graft.crediting import Evidence, StepCredit, credit_relative, credit_worked
 from graft.losses import TokenBatch, loss_clipped, loss_cross_entropy, loss_segments

@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from graft.algorithm_settings import ALGORITHM_NAMES, GRPO, SFT
-from graft.config import Checkpoints, Optimizer, RunConfig, section_at
-from graft.config_file import check_config, dump_config
+from graft.config import Checkpoints, Optimizer, RunConfig
+from graft.config_file import check_config, dump_config, section_at
 from graft.errors import ConfigError
 from graft.section import Section, tag_of
 
@@ -129,8 +129,8 @@ def test_the_algorithm_is_chosen_by_name_and_is_grpo_without_one():
     assert sft == SFT(worked="key:w")
     assert "no algorithm is called 'gropo'. Did you mean 'grpo'?" in refusal({"algorithm": {"name": "gropo"}})
     assert (
-        "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, process_grpo, rft, grft, sft."
-        in refusal({"algorithm": {"name": "xyz"}})
+        "Known: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, ppo, process_grpo, rft, grft, "
+        "vineppo, spo_chain, spo_tree, sft." in refusal({"algorithm": {"name": "xyz"}})
     )
     assert ALGORITHM_NAMES[0] == "grpo"
     assert "algorithm" in refusal({"algorithm": "grpo"})
@@ -362,6 +362,22 @@ def test_what_cannot_go_together():
     assert "training.prompts_per_step = 8" in refusal({"algorithm": {"minibatches": 9}})
     anchored = {"algorithm": {"name": "rft", "kl": {"anchor": "rollout"}}, "report": {"kl_every": 2}}
     assert "leave one of them out" in refusal(anchored)
+
+
+def test_a_tree_needs_a_slot_for_each_open_path():
+    wide = {"name": "grft", "shape": "tree", "branching": [4, 4, 5]}
+    assert "keeps 80 paths of a prompt open" in refusal({"algorithm": wide})
+    check({"algorithm": wide, "rollout": {"slots": 80}})
+    chain = {"name": "grft", "group_size": 65}
+    assert "keeps 65 paths" in refusal({"algorithm": chain})
+    check({"algorithm": {**chain, "group_size": 64}})
+
+
+def test_groups_are_drawn_anew_by_scores_known_while_trees_grow():
+    tree = {"name": "grft", "shape": "tree", "max_draws": 2}
+    for own in ({"score": "outcome"}, {"score": "mixed"}, {"critic": {"type": "monte_carlo"}}):
+        assert "max_draws = 2" in refusal({"algorithm": {**tree, **own}})
+    assert check({"algorithm": tree}).algorithm.max_draws == 2  # pyright: ignore
 
 
 def test_either_steps_or_epochs():

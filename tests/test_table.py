@@ -66,6 +66,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
         IN_LOSS | {"shape": "tree", "score": "mixed", "ratio": "segment", "scale": "batch_std"},
         EXACT | {"shape": "tree", "score": "mixed"},
     ],
+    "vineppo": [{}, IN_LOSS | CAPPED_ONLY | {"whiten": False, "clip": {"dual": 1.5}}],
+    "spo_chain": [{}, IN_LOSS | {"train_below": 0.6, "whiten": False}],
+    "spo_tree": [{"train_below": 0.6}, IN_LOSS | {"scale": "group_std", "whiten": False}],
     "sft": [{"worked": "key:worked"}, {"worked": "key:worked", "reduction": "sample_mean"}],
 }
 
@@ -96,7 +99,7 @@ def evidence_of(trees: Sequence[Tree], rng: np.random.Generator) -> Evidence:
     def critique(tree: Tree, leaf: int) -> Critique:
         thoughts = len(tree.path(leaf)) - 2
         scores = rng.integers(0, 11, size=(2, thoughts)).astype(float).tolist()
-        return Critique(float(rng.integers(0, 11)), tuple(scores[0]), tuple(scores[1]))
+        return Critique(float(rng.integers(0, 11)), tuple(scores[0]), tuple(scores[1]), initial_progress=4.0)
 
     return Evidence(
         trees,
@@ -182,7 +185,9 @@ def step(
     parameters = {POLICY: list(model.parameters()), VALUE: [] if value is None else list(value.parameters())}
     groups = [{"name": key, "params": own} for key, own in parameters.items() if own]
     exact = isinstance(settings, Sampled) and settings.kl.in_loss and settings.kl.estimator == "exact"
-    head = model.get_output_embeddings().weight.detach().flip(0) if exact else None
+    output = model.get_output_embeddings()
+    assert output is not None
+    head = output.weight.detach().flip(0) if exact else None
     before = [p.detach().clone() for own in parameters.values() for p in own]
     result = optimise(
         policy_loss(
@@ -217,9 +222,9 @@ def test_no_packing_changes_the_gradient(tiny_model_folder, name, changes):
     trees = [random_group(rng, row=i, vocabulary=6) for i in range(3)]
     if isinstance(settings, SFT):
         trees = [random_group(rng, row=i, samples=1, vocabulary=6) for i in range(6)]
-    if name in ("rft", "process_grpo"):
+    if name in ("rft", "process_grpo", "vineppo", "spo_chain"):
         trees = [chains(tree) for tree in trees]
-    if name == "grft":
+    if name in ("grft", "spo_tree"):
         trees = [answered(random_deep_tree(rng, row=i, vocabulary=6)) for i in range(3)]
     evidence = evidence_of(trees, rng)
     credit = ALGORITHMS[name].credit(evidence, settings)
@@ -231,7 +236,7 @@ def test_no_packing_changes_the_gradient(tiny_model_folder, name, changes):
         assert result.loss == pytest.approx(whole.loss, rel=1e-10)
         assert relative(other, gradient) <= 1e-10
         assert result.facts == pytest.approx(whole.facts, rel=1e-6)
-    if name == "grft":
+    if name in ("grft", "spo_tree"):
         return  # whose nodes lie on several paths: see test_grft_flattened
     alone = sum_over_samples(tiny_model_folder, name, settings, evidence, credit.trees)
     assert relative(alone, gradient) <= 1e-10
@@ -244,8 +249,8 @@ def sum_over_samples(
     total = torch.zeros(())
     for index, tree in enumerate(evidence.trees):
         for leaf in tree.leaves():
-            path = [node for node in tree.path(leaf)[1:] if node in credits[index].weights]
-            if not path:
+            path = tree.path(leaf)[1:]
+            if not any(node in credits[index].weights for node in path):
                 continue
             alone, parent = Tree(tree.prompt), 0
             group = alone.new_group()

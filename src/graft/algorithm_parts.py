@@ -158,3 +158,39 @@ class Value(Section):
                 "update would move the policy again"
             )
         return self
+
+
+Reduction = Literal["sample_mean", "token_mean", "constant"]
+
+
+class Sampled(Section):
+    """What all algorithms have in common whose completions the engine draws."""
+
+    group_size: int = Field(default=1, ge=1)
+    """Samples for each prompt."""
+
+    refresh_every: int = Field(default=1, ge=1)
+    """Batches that are drawn with the same weights: the policy that samples, and the value model beside it, are brought
+    up to date before each so many. Above 1 samples come from older weights, and the ratio is to those; a copy of what
+    trains is kept in memory and in checkpoints."""
+
+    kl: KL = KL()
+    entropy: Entropy = Entropy()
+
+    engine_weight_cap: float | None = Field(default=None, gt=0)
+    """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps on each batch of samples."""
+        return getattr(self, "updates_per_batch", 1) * getattr(self, "minibatches", 1)
+
+
+class Reused(Section):
+    """Algorithms that may take several optimiser steps on one batch of samples."""
+
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Passes over each batch of samples. 1, with one minibatch, is on-policy: the ratio is 1 and nothing is clipped."""
+
+    minibatches: int = Field(default=1, ge=1)
+    """Parts that a pass cuts the batch into, between prompts; each is an optimiser step."""

@@ -7,44 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from graft.algorithm_parts import KL, AdaptiveKL, Clip, EarlyStopping, Entropy, Overlong, TokenClip, Value
+from graft.algorithm_parts import (
+    KL,
+    AdaptiveKL,
+    Clip,
+    EarlyStopping,
+    Overlong,
+    Reduction,
+    Reused,
+    Sampled,
+    TokenClip,
+    Value,
+)
+from graft.algorithm_rollouts import SPOChain, SPOTree, VinePPO
 from graft.critics.settings import CriticSettings, Equations
 from graft.section import Section
 from graft.segments.settings import Segments
-
-Reduction = Literal["sample_mean", "token_mean", "constant"]
-
-
-class Sampled(Section):
-    """What all algorithms have in common whose completions the engine draws."""
-
-    group_size: int = Field(default=1, ge=1)
-    """Samples for each prompt."""
-
-    refresh_every: int = Field(default=1, ge=1)
-    """Batches that are drawn with the same weights: the policy that samples, and the value model beside it, are brought
-    up to date before each so many. Above 1 samples come from older weights, and the ratio is to those; a copy of what
-    trains is kept in memory and in checkpoints."""
-
-    kl: KL = KL()
-    entropy: Entropy = Entropy()
-
-    engine_weight_cap: float | None = Field(default=None, gt=0)
-    """Cap of the truncated importance weight min(exp(old - engine), cap) on the policy loss; none: no weight."""
-
-    @property
-    def samples(self) -> int:
-        """Completions of a prompt, or as many as its tokens are worth at most."""
-        return self.group_size
-
-    @property
-    def updates(self) -> int:
-        """Optimiser steps on each batch of samples."""
-        return getattr(self, "updates_per_batch", 1) * getattr(self, "minibatches", 1)
 
 
 class WholeSamples(Sampled):
@@ -56,16 +38,6 @@ class WholeSamples(Sampled):
     `sampling.max_new_tokens`, then mean over samples)."""
 
     overlong: Overlong = Overlong()
-
-
-class Reused(Section):
-    """Algorithms that may take several optimiser steps on one batch of samples."""
-
-    updates_per_batch: int = Field(default=1, ge=1)
-    """Passes over each batch of samples. 1, with one minibatch, is on-policy: the ratio is 1 and nothing is clipped."""
-
-    minibatches: int = Field(default=1, ge=1)
-    """Parts that a pass cuts the batch into, between prompts; each is an optimiser step."""
 
 
 class Grouped(WholeSamples, Reused):
@@ -337,6 +309,10 @@ class GRFT(Sampled, Reused):
     survivor_temperature: float = Field(default=1.0, gt=0)
     """Of that softmax, in units of the score."""
 
+    max_draws: int = Field(default=1, ge=1)
+    """Draws of a group at most: one whose candidates all have the same score is drawn anew from the same prefix; the
+    tokens count as generated. 1: off. Needs `score = "critic"` and a critic that can judge while trees grow."""
+
     score: Literal["critic", "outcome", "mixed"] = "critic"
     """What siblings are compared by: `critic`: Ŝ + Q of thoughts and ρ G of answers; `outcome` (`tree` alone): the mean
     grade of the leaves below; `mixed`: both."""
@@ -375,6 +351,11 @@ class GRFT(Sampled, Reused):
         for name, need in self.without_meaning(dict(self)).items():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: means nothing without {need}; take it out, or set that")
+        if self.max_draws > 1 and (self.score != "critic" or self.critic.type == "monte_carlo"):
+            raise ValueError(
+                f"max_draws = {self.max_draws}: whether a group is drawn anew is decided while its tree grows, by a "
+                'critic\'s scores; use score = "critic" with another critic than "monte_carlo", or max_draws = 1'
+            )
         return self
 
     @classmethod
@@ -404,14 +385,14 @@ class GRFT(Sampled, Reused):
         return {name: need for name, (need, met) in meanings.items() if not met}
 
     @property
-    def samples(self) -> int:
-        """Leaves of a tree; a chain draws its tokens `group_size` times."""
-        return math.prod(self.branching) if self.shape == "tree" else self.group_size
-
-    @property
     def levels(self) -> tuple[int, ...]:
         """Candidates at each depth."""
         return self.branching if self.shape == "tree" else (self.group_size,) * self.max_depth
+
+    @property
+    def open_paths(self) -> int:
+        """Paths of one prompt that may grow or wait at the same time, each in a slot of the engine."""
+        return math.prod(self.branching) if self.shape == "tree" else self.group_size
 
 
 class SFT(Section):
@@ -431,11 +412,30 @@ class SFT(Section):
 
 
 AlgorithmSettings = Annotated[
-    GRPO | DrGRPO | DAPO | GSPO | CISPO | RLOO | Reinforce | PPO | ProcessGRPO | RFT | GRFT | SFT,
+    GRPO
+    | DrGRPO
+    | DAPO
+    | GSPO
+    | CISPO
+    | RLOO
+    | Reinforce
+    | PPO
+    | ProcessGRPO
+    | RFT
+    | GRFT
+    | VinePPO
+    | SPOChain
+    | SPOTree
+    | SFT,
     Field(discriminator="name"),
 ]
 
 ALGORITHM_NAMES: tuple[str, ...] = tuple(
-    section.model_fields["name"].default
-    for section in (GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO, Reinforce, PPO, ProcessGRPO, RFT, GRFT, SFT)
+    section.model_fields["name"].default for section in get_args(get_args(AlgorithmSettings)[0])
 )
+
+OfThoughts = ProcessGRPO | RFT | GRFT | VinePPO | SPOChain | SPOTree
+"""Algorithms that cut completions into thoughts."""
+
+OnTrees = GRFT | SPOTree
+"""Algorithms that grow trees with a group at every prefix."""

@@ -20,6 +20,7 @@ from graft.crediting import (
     credit_values,
     credit_worked,
 )
+from graft.crediting_rollouts import credit_nodes, credit_steps
 from graft.crediting_segments import credit_process, credit_segments
 from graft.crediting_trees import credit_siblings
 from graft.losses import (
@@ -58,5 +59,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "process_grpo": Algorithm(samples=True, credit=credit_process, loss=loss_clipped),
     "rft": Algorithm(samples=True, credit=credit_segments, loss=loss_segments),
     "grft": Algorithm(samples=True, credit=credit_siblings, loss=loss_nodes),
+    "vineppo": Algorithm(samples=True, credit=credit_steps, loss=loss_clipped),
+    "spo_chain": Algorithm(samples=True, credit=credit_steps, loss=loss_clipped),
+    "spo_tree": Algorithm(samples=True, credit=credit_nodes, loss=loss_clipped),
     "sft": Algorithm(samples=False, credit=credit_worked, loss=loss_cross_entropy),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from graft.algorithm_settings import GRFT, RFT, SFT, ProcessGRPO
+from graft.algorithm_settings import SFT, OfThoughts
 from graft.config import Data, Model, Rollout, RunConfig, Sampling
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
@@ -110,7 +110,7 @@ def assemble(
         engine, note = build_engine(config.rollout, policy, precision)
         notes += [note] if note else []
     critic = None
-    if isinstance(config.algorithm, ProcessGRPO | RFT | GRFT) and engine is not None and grader is not None:
+    if isinstance(config.algorithm, OfThoughts) and engine is not None and grader is not None:
         critic = open_thought_critic(
             config,
             config.algorithm,

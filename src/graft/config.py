@@ -7,16 +7,15 @@ The docstring under a field is its help text and its line in `docs/reference/set
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from graft.algorithm_parts import EarlyStopping
-from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings
+from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings, OnTrees
 from graft.grading.check import check_grader, dump_grader
-from graft.section import Section, tag_of
+from graft.section import Section
 
 
 class Adapter(Section):
@@ -445,6 +444,11 @@ class RunConfig(Section):
                 f"algorithm.minibatches = {parts}: a pass is cut between prompts, of which there are "
                 f"training.prompts_per_step = {self.training.prompts_per_step}"
             )
+        if isinstance(self.algorithm, OnTrees) and self.algorithm.open_paths > self.rollout.slots:
+            raise ValueError(
+                f"rollout.slots = {self.rollout.slots}: a tree of this shape keeps {self.algorithm.open_paths} "
+                "paths of a prompt open; raise it, or lower algorithm.branching or algorithm.group_size"
+            )
         kl = getattr(self.algorithm, "kl", None)
         if getattr(kl, "anchor", "initial") == "rollout" and self.report.kl_every is not None:
             raise ValueError(
@@ -461,38 +465,3 @@ class RunConfig(Section):
             raise ValueError(
                 "early_stopping needs held-out rows: give data.held_out (split off) or data.held_out_source"
             )
-
-
-def section_at(path: tuple[str, ...], data: dict[str, Any]) -> type[Section] | None:
-    """The section class that a dotted path leads to, given the raw settings (which name the algorithm)."""
-    current: Any = RunConfig
-    for index, part in enumerate(path):
-        field = current.model_fields.get(part)
-        if field is None:
-            return None
-        candidates = [
-            t for t in _flatten(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)
-        ]
-        if len(candidates) > 1:
-            chosen = data
-            for key in path[: index + 1]:
-                chosen = chosen.get(key, {}) if isinstance(chosen, dict) else {}
-            candidates = [c for c in candidates if _is_chosen(c, chosen)] or candidates[:1]
-        if not candidates:
-            return None
-        current = candidates[0]
-    return current
-
-
-def _is_chosen(kind: type[BaseModel], data: Any) -> bool:
-    tag = tag_of(kind)
-    return isinstance(data, dict) and data.get(tag) == kind.model_fields[tag].default
-
-
-def _flatten(annotation: Any) -> list[Any]:
-    arguments = getattr(annotation, "__args__", ())
-    return [annotation] if not arguments else [t for a in arguments for t in _flatten(a)]
-
-
-RECIPES = Path(__file__).parent / "recipes"
-"""Where the wheel keeps the recipes."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from graft.algorithm_settings import ALGORITHM_NAMES
-from graft.config import Grading, RunConfig, section_at
+from graft.config import Grading, RunConfig
 from graft.errors import ConfigError
+from graft.section import Section, tag_of
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -178,3 +179,34 @@ def _without_tags(location: Sequence[str | int], data: Mapping[str, Any]) -> tup
             path.append(str(part))
             section = section.get(part) if isinstance(section, Mapping) else None
     return tuple(path)
+
+
+def section_at(path: tuple[str, ...], data: dict[str, Any]) -> type[Section] | None:
+    """The section class that a dotted path leads to, given the raw settings (which name the algorithm)."""
+    current: Any = RunConfig
+    for index, part in enumerate(path):
+        field = current.model_fields.get(part)
+        if field is None:
+            return None
+        candidates = [
+            t for t in _flatten(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)
+        ]
+        if len(candidates) > 1:
+            chosen = data
+            for key in path[: index + 1]:
+                chosen = chosen.get(key, {}) if isinstance(chosen, dict) else {}
+            candidates = [c for c in candidates if _is_chosen(c, chosen)] or candidates[:1]
+        if not candidates:
+            return None
+        current = candidates[0]
+    return current
+
+
+def _is_chosen(kind: type[BaseModel], data: Any) -> bool:
+    tag = tag_of(kind)
+    return isinstance(data, dict) and data.get(tag) == kind.model_fields[tag].default
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", ())
+    return [annotation] if not arguments else [t for a in arguments for t in _flatten(a)]

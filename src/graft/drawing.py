@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from graft.algorithm_settings import GRFT, Sampled
+from graft.algorithm_settings import GRFT, OnTrees, Sampled
 from graft.assemble import Parts, sampling_settings
 from graft.memory import memory_errors
 from graft.rollout.engine import Finished
 from graft.rollout.grow import grow_groups
-from graft.rollout.grow_trees import Shape, grow_trees
+from graft.rollout.grow_trees import Score, Shape, grow_trees
 from graft.thoughts import LeafCritiques, ThoughtCritic
-from graft.tree import Tree
+from graft.tree import Grown, Tree
 from graft.types import Grade, Prompt, Purpose
 
 
@@ -26,7 +26,7 @@ def draw(
     progress: Callable[[int], None] | None = None,
     finished: Finished | None = None,
     max_new_tokens: int | None = None,
-) -> list[Tree]:
+) -> tuple[Sequence[Tree], Sequence[Grown]]:
     """The engine draws a group of completions for each prompt, or groups of candidates at every prefix.
 
     Args:
@@ -39,6 +39,9 @@ def draw(
         finished: see `Engine.grow`; not told of candidates.
         max_new_tokens: instead of the run's own limit.
 
+    Returns:
+        trees, and how each grew where groups stand at every prefix (else empty).
+
     Raises:
         ResourceError: memory ran out.
     """
@@ -48,8 +51,8 @@ def draw(
         sampling = replace(sampling, max_new_tokens=max_new_tokens)
     seed = parts.config.seed
     with memory_errors("sampling", "rollout.slots, training.prompts_per_step or sampling.max_new_tokens"):
-        if not isinstance(settings, GRFT):
-            return grow_groups(
+        if not isinstance(settings, OnTrees):
+            trees = grow_groups(
                 parts.engine,
                 prompts,
                 group_size=settings.group_size,
@@ -61,24 +64,42 @@ def draw(
                 progress=progress,
                 finished=finished,
             )
+            return trees, []
         assert parts.critic is not None
-        assert parts.grader is not None
-        critic, grader = parts.critic, parts.grader
-        survivors = "all" if settings.shape == "tree" else settings.survivor
-        return grow_trees(
+        grown = grow_trees(
             parts.engine,
             prompts,
-            shape=Shape(settings.levels, survivors, settings.survivor_temperature),
-            begin=critic.begin,
-            score=lambda groups: critic.sibling_scores(
-                groups, grader, settings.rewards, scale=settings.critic.scale
-            ),
+            shape=shape_of(settings),
+            begin=parts.critic.begin,
+            score=score_of(parts, settings),
             sampling=sampling,
             seed=seed,
             step=step,
             attempts=attempts,
             progress=progress,
         )
+        return [own.tree for own in grown], grown
+
+
+def score_of(parts: Parts, settings: OnTrees) -> Score:
+    """What candidates are chosen or drawn anew by, while a tree grows."""
+    assert parts.critic is not None
+    assert parts.grader is not None
+    critic, grader = parts.critic, parts.grader
+
+    def score(groups: Sequence[tuple[Tree, Sequence[int]]]) -> Sequence[Sequence[float | None]]:
+        assert isinstance(settings, GRFT)  # the others go on from all, and draw once
+        return critic.sibling_scores(groups, grader, settings.rewards, scale=settings.critic.scale)
+
+    return score
+
+
+def shape_of(settings: OnTrees) -> Shape:
+    """How the trees of an algorithm branch."""
+    if not isinstance(settings, GRFT):
+        return Shape(settings.branching, "all")
+    survivors = "all" if settings.shape == "tree" else settings.survivor
+    return Shape(settings.levels, survivors, settings.survivor_temperature, settings.max_draws)
 
 
 def criticise(
@@ -97,8 +118,8 @@ def criticise(
     Raises:
         GraderError: the critic failed on more than `max_failure_rate` of the completions.
     """
-    if isinstance(settings, GRFT) and settings.score == "outcome":
+    if critic.critic is None or (isinstance(settings, GRFT) and settings.score == "outcome"):
         return trees, grades, ()
-    if not isinstance(settings, GRFT):  # whose trees grow as thoughts
+    if not isinstance(settings, OnTrees):  # whose trees grow as thoughts
         trees, grades = critic.cut(trees, grades)
     return trees, grades, critic.criticise(trees, grades, max_failure_rate=max_failure_rate)

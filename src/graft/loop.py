@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from graft.algorithm_settings import GRFT, SFT, Sampled
+from graft.algorithm_settings import SFT, OnTrees, Sampled
 from graft.algorithms import ALGORITHMS, Algorithm
 from graft.assemble import Parts, load_worked
 from graft.collect import Drawn, collect, has_signal
@@ -32,7 +32,7 @@ from graft.state.checkpoint import Checkpoint, Checkpoints
 from graft.state.run_state import RunState
 from graft.step_records import Step, Validation, evaluation_record, mean_kl, step_clock, step_record
 from graft.trainer import Trainer, everything, everything_else, penalised
-from graft.tree import Tree
+from graft.tree import Grown, Tree
 from graft.types import Appraisal, Credit, Grade, Prompt
 from graft.update.step import POLICY, StepResult
 
@@ -150,11 +150,12 @@ class Loop:
             prompts = [self.parts.train[place] for place in places]
             with self.grading() as beside:
                 with step.timed("sample"):
-                    finished = None if isinstance(phase.settings, GRFT) else beside.finished(prompts)
-                    trees = self.sample(phase, step.number, attempts, prompts, finished)
+                    on_trees = isinstance(phase.settings, OnTrees)
+                    finished = None if on_trees else beside.finished(prompts)
+                    trees, step.grown = self.sample(phase, step.number, attempts, prompts, finished)
                 with step.timed("grade"):
                     grades = self.grade(beside, trees)
-            return Drawn(list(places), prompts, trees, grades)
+            return Drawn(list(places), prompts, list(trees), grades)
 
         collected = collect(
             cursor.take,
@@ -198,7 +199,7 @@ class Loop:
         attempts: Sequence[int],
         prompts: Sequence[Prompt],
         finished: Finished | None,
-    ) -> list[Tree]:
+    ) -> tuple[Sequence[Tree], Sequence[Grown]]:
         """The engine draws trees, and hands over each whole completion as it ends."""
         assert isinstance(phase.settings, Sampled)
         return draw(
@@ -365,6 +366,7 @@ class Loop:
                         step.credit.trees[index],
                         critiques=step.critiques[index] if step.critiques else None,
                         details=step.credit.details[index] if step.credit.details else None,
+                        survivors=step.grown[index].survivors if step.grown else None,
                     )
                 )
         self.append(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graft.algorithm_parts import Clip, TokenClip
+from graft.algorithm_rollouts import OfRollouts
 from graft.algorithm_settings import (
     CISPO,
     DAPO,
@@ -54,7 +55,9 @@ class TokenLoss:
     facts: Mapping[str, Tensor]
 
 
-def loss_clipped(tokens: TokenBatch, settings: GRPO | DrGRPO | DAPO | RLOO | PPO | ProcessGRPO) -> TokenLoss:
+def loss_clipped(
+    tokens: TokenBatch, settings: GRPO | DrGRPO | DAPO | RLOO | PPO | ProcessGRPO | OfRollouts
+) -> TokenLoss:
     """Clipped surrogate with the ratio of each token."""
     return _with_regularisers(_clipped(tokens, settings.clip), tokens, settings)
 

@@ -17,7 +17,7 @@ from graft.evaluation import Evaluation
 from graft.objective.kl import k3
 from graft.report.metrics import Moment, Stage
 from graft.thoughts import LeafCritiques, critique_metrics
-from graft.tree import Tree
+from graft.tree import Grown, Tree
 from graft.types import Appraisal, Grade, StopReason
 from graft.update.step import StepResult
 
@@ -41,6 +41,9 @@ class Step:
 
     trees: Sequence[Tree] = ()
     grades: Sequence[Mapping[int, Grade]] = ()
+    grown: Sequence[Grown] = ()
+    """How each of the trees grew, where groups stand at every prefix."""
+
     discarded: Drawn = field(default_factory=Drawn)
     """What was sampled and does not train."""
 
@@ -70,8 +73,13 @@ class Step:
 
     @property
     def drawn_tokens(self) -> int:
-        """Tokens of trees, also of those that were discarded."""
-        return sum(tree.sampled_tokens for tree in self.trees) + self.discarded.sampled_tokens
+        """Tokens of trees, also of those and of groups that were discarded."""
+        return sum(tree.sampled_tokens for tree in self.trees) + self.tokens_discarded
+
+    @property
+    def tokens_discarded(self) -> int:
+        """Of these, tokens of trees and groups that do not train."""
+        return self.discarded.sampled_tokens + sum(own.tokens_redrawn for own in self.grown)
 
     @property
     def sampled_tokens(self) -> int:
@@ -153,7 +161,10 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
     if step.discarded.trees or step.rounds > 1:
         metrics["sampling_rounds"] = step.rounds
         metrics["groups_discarded"] = len(step.discarded.trees)
-        metrics["tokens_discarded"] = step.discarded.sampled_tokens
+        metrics["tokens_discarded"] = step.tokens_discarded
+    if redrawn := sum(own.groups_redrawn for own in step.grown):
+        metrics["groups_redrawn"] = redrawn
+        metrics["tokens_discarded"] = step.tokens_discarded
     metrics |= critique_metrics(step.critiques)
     metrics |= {f"part_{name}_mean": mean for name, mean in _part_means(grades).items()}
     faults = Counter(str(fault) for grade in grades for fault in grade.faults)

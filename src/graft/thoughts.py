@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.algorithm_settings import GRFT, RFT, ProcessGRPO, ThoughtRewards
+from graft.algorithm_settings import OfThoughts, ThoughtRewards
 from graft.config import RunConfig
 from graft.crediting_trees import critic_scores
 from graft.critics.build import CriticServices, models_of, open_critic
@@ -25,9 +25,6 @@ from graft.segments.settings import open_cutter
 from graft.tree import Tree
 from graft.types import Critic, Critique, Grade, Grader, Prompt, StopReason, Tokens
 
-NOT_JUDGED = -1e9
-"""Below every score."""
-
 LeafCritiques = Mapping[int, Critique]
 """Leaf -> critique of the chain that ends there."""
 
@@ -37,7 +34,9 @@ class ThoughtCritic:
     """Cuts completions into thoughts and has them scored."""
 
     cutter: Cutter
-    critic: Critic
+    critic: Critic | None
+    """None where the algorithm has none."""
+
     decode: Callable[[Tokens], str]
     """Token ids -> text without special tokens."""
 
@@ -74,6 +73,7 @@ class ThoughtCritic:
         Raises:
             GraderError: it failed on more; the message counts the reasons.
         """
+        assert self.critic is not None
         chains = [
             {
                 leaf: chain
@@ -94,8 +94,8 @@ class ThoughtCritic:
         rewards: ThoughtRewards,
         *,
         scale: float,
-    ) -> list[list[float]]:
-        """Scores of candidates while their trees grow; one that could not be judged is below all others.
+    ) -> list[list[float | None]]:
+        """Scores of candidates while their trees grow; None for one that could not be judged.
 
         Args:
             groups: a tree and the candidates in it.
@@ -103,6 +103,7 @@ class ThoughtCritic:
             rewards: how scores are processed.
             scale: of the critic.
         """
+        assert self.critic is not None
         grades = [self._grades_now(tree, nodes, grader) for tree, nodes in groups]
         chains = [
             chain_of(tree, node, own.get(node), self.decode, tags=self.tags)
@@ -114,7 +115,7 @@ class ThoughtCritic:
         for (tree, nodes), own in zip(groups, grades, strict=True):
             judged = {node: next(critiques) for node in nodes}
             found = critic_scores(tree, own, judged, rewards, scale=scale)
-            scores.append([found[node][0] if node in found else NOT_JUDGED for node in nodes])
+            scores.append([found[node][0] if node in found else None for node in nodes])
         return scores
 
     def _grades_now(self, tree: Tree, nodes: Sequence[int], grader: Grader) -> dict[int, Grade]:
@@ -145,7 +146,7 @@ def refuse_failures(critiques: Sequence[Critique], max_failure_rate: float) -> N
 
 def open_thought_critic(
     config: RunConfig,
-    settings: ProcessGRPO | RFT | GRFT,
+    settings: OfThoughts,
     encoder: ChatEncoder,
     *,
     engine: Engine,
@@ -162,8 +163,9 @@ def open_thought_critic(
     """
     base = Path(config.base)
     with ExitStack() as opened:
+        asked = getattr(settings, "critic", None)
         judges = None
-        if models := models_of(settings.critic):
+        if asked is not None and (models := models_of(asked)):
             judges = open_judges(config.grading.judge, models)
             opened.callback(judges.close)
 
@@ -172,8 +174,8 @@ def open_thought_critic(
             opened.callback(inner.close)
             return inner
 
-        critic = open_critic(
-            settings.critic,
+        critic = asked and open_critic(
+            asked,
             CriticServices(
                 base=base,
                 judges=judges,

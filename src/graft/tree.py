@@ -14,7 +14,7 @@ Cuts are positions in token ids: nobody re-tokenises text. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -270,6 +270,21 @@ class Tree:
         if node.parent != NO_PARENT:
             self._children[node.parent].append(len(self.nodes) - 1)
         return len(self.nodes) - 1
+
+
+@dataclass(slots=True)
+class Grown:
+    """A tree, and how it grew."""
+
+    tree: Tree
+    survivors: list[int] = field(default_factory=list)
+    """The nodes that were chosen of their groups, one a depth; empty where the tree goes on from all."""
+
+    groups_redrawn: int = 0
+    """Draws of groups that were thrown away because their scores were all equal."""
+
+    tokens_redrawn: int = 0
+    """Tokens of these draws."""
 
 
 def _read_only(values: Sequence[float] | np.ndarray, dtype: type) -> np.ndarray:

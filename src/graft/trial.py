@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from graft.algorithm_settings import GRFT, SFT, Sampled
+from graft.algorithm_settings import SFT, OnTrees, Sampled
 from graft.assemble import Parts, assemble, load_worked
 from graft.config import RunConfig
 from graft.data.worked import worked_trees
@@ -120,7 +120,7 @@ def _peak_bytes(parts: Parts) -> int:
 def _trees_of(parts: Parts, phase: Phase, sampled: Sequence[Tree]) -> Sequence[Tree]:
     if isinstance(phase.settings, SFT):
         return _worked_trees(parts, phase.settings, parts.train[: phase.rows_per_step])
-    if parts.critic is not None and not isinstance(phase.settings, GRFT):
+    if parts.critic is not None and not isinstance(phase.settings, OnTrees):
         no_grades = [dict.fromkeys(tree.leaves(), Grade(0.0)) for tree in sampled]
         return parts.critic.cut(sampled, no_grades)[0]
     return sampled

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
 
-from graft.algorithm_settings import GRFT, Sampled
+from graft.algorithm_settings import GRFT, OnTrees, Sampled
 from graft.assemble import Parts, sampling_settings
 from graft.drawing import criticise, draw
 from graft.estimate import Critiques, GrownTree, Sampling
@@ -84,7 +84,7 @@ def try_sampling(parts: Parts, phase: Phase) -> TriedSampling:
     if isinstance(drawing, GRFT) and judged_elsewhere(drawing):
         drawing = drawing.model_copy(update={"survivor": "sample"})  # which asks for no scores
     began = time.perf_counter()
-    trees = draw(parts, drawing, prompts, step=0, max_new_tokens=limit)
+    trees, _ = draw(parts, drawing, prompts, step=0, max_new_tokens=limit)
     drawing_seconds = time.perf_counter() - began
     rate = config.grading.max_failure_rate
     with closing(parts), GradingBeside(parts.grader, parts.encoder.decode) as beside:
@@ -100,7 +100,7 @@ def try_sampling(parts: Parts, phase: Phase) -> TriedSampling:
         for (tree, leaf), late in zip(endings, unfinished, strict=True)
     ]
     grown = None
-    if isinstance(drawing, GRFT):
+    if isinstance(drawing, OnTrees):
         more = longest / limit
         grown = GrownTree(
             tokens=more * sum(tree.sampled_tokens for tree in trees) / len(trees),
@@ -139,7 +139,7 @@ def _signal(
 ) -> tuple[int, int]:
     """Groups of whole completions, and how many of them have different scores. Those of candidates are compared by
     scores that are not taken here: none."""
-    if settings is None or isinstance(settings, GRFT):
+    if settings is None or isinstance(settings, OnTrees):
         return 0, 0
     return len(trees), sum(len({grade.score for grade in own.values()}) > 1 for own in grades)
 

@@ -272,6 +272,9 @@ class Critique:
     seconds: float = 0.0
     """Wall-clock time; of critics that judge many chains at once an equal share."""
 
+    initial_progress: float | None = None
+    """P_0, how far the prompt alone is; None: the critic does not say."""
+
     @property
     def scored(self) -> bool:
         """Whether there are scores to train on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ CRITIC = {
     "critic_scale": 10.0,
     "thought_divisor": 10.0,
 }
-CHAIN = {
+CHAIN: dict[str, Any] = {
     **CRITIC,
     "overall": "every_segment",
     "normalise": False,

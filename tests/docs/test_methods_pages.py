@@ -216,7 +216,13 @@ def test_the_table_of_methods():
         )
 
 
-OWN_REDUCTION = {"rft": "sum over segments", "grft": "mean over each depth"}
+OWN_REDUCTION = {
+    "rft": "sum over segments",
+    "grft": "mean over each depth",
+    "vineppo": "mean over tokens",
+    "spo_chain": "mean over unsure tokens",
+    "spo_tree": "mean over unsure tokens",
+}
 
 DEFAULT = re.compile(r"`([\w.]+)` ([^`,;(|]+?) ?(?:\(((?:`\w+`(?:, )?)+)\))?(?=[,;]|$)")
 

@@ -380,7 +380,7 @@ def grown_record(
     """
     random_numbers = random.Random(seed)
     tree = Tree(make_prompt(row, question))
-    grown, advantages, details = [ROOT], {}, {}
+    grown, survivors, advantages, details = [ROOT], [], {}, {}
     for depth, size in enumerate(branching, start=1):
         kind = Kind.ANSWER if depth == len(branching) else Kind.THOUGHT
         following = []
@@ -398,12 +398,22 @@ def grown_record(
                     details[node] |= {"S": random_numbers.uniform(0, 10), "P": 10.0 * depth / len(branching)}
                 following.append(node)
         grown = following if shape == "tree" else [random_numbers.choice(following)]
+        survivors += grown if shape == "chain" else []
     grades = {
         leaf: Grade(float(random_numbers.random() < 0.5))
         for leaf in tree.leaves()
         if tree.nodes[leaf].kind is Kind.ANSWER
     }
-    return tree_record(step, Stage.TRAIN, tree, grades, decode, Credit(advantages, {}), details=details)
+    return tree_record(
+        step,
+        Stage.TRAIN,
+        tree,
+        grades,
+        decode,
+        Credit(advantages, {}),
+        details=details,
+        survivors=survivors,
+    )
 
 
 def write_trees(path: Path, *steps: Sequence[Mapping[str, Any]], algorithm: str = "rft") -> RunFolder:

@@ -77,6 +77,8 @@ def changed(*path: Any) -> Callable[[dict[str, Any]], None]:
             changed("critiques", {"1": {"reasons": "no"}}),
             "line 3: critiques.1.reasons: input should be a valid list",
         ),
+        (changed("survivors", [1, 99]), "line 3: survivors: there is no node 99 below the prompt"),
+        (changed("survivors", [0]), "line 3: survivors: there is no node 0 below the prompt"),
         (changed("moment", "later"), "line 3: moment: input should be"),
     ],
 )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.report.tree_shape import branches, children_of, depths, leaf_paths, path_to, surviving_path
+from graft.report.tree_shape import branches, children_of, depths, leaf_paths, path_to
 from graft.tree import Kind
 from tests.report.synthetic import chains_record, grown_record, judged_chain
 
@@ -46,22 +45,6 @@ def test_shape_by_hand():
     assert leaf_paths(GROWN) == [[1], [2, 4, 7], [2, 4, 8], [2, 4, 9], [2, 5], [2, 6], [3]]
 
 
-@pytest.mark.parametrize(
-    ("nodes", "path"),
-    [
-        (GROWN, [2, 4, 8]),
-        ([*GROWN, *made((4, 2, "a"))[1:]], [2, 4]),  # two answers: the tree does not tell which was taken
-        (made((0, 0, "t"), (0, 0, "t"), (1, 1, "t"), (1, 1, "t")), [1]),  # cut off before an answer
-        (made((0, 0, "t"), (0, 0, "t"), (1, 1, "a"), (2, 2, "a")), []),  # all were gone on from
-        (made((0, 0, "t"), (0, 0, "c"), (1, 0, "a")), []),  # a completion cut into a chain keeps its group
-        (made((0, 0, "c"), (0, 0, "c")), []),
-        (made(), []),
-    ],
-)
-def test_the_path_that_a_tree_was_grown_along(nodes, path):
-    assert surviving_path(nodes) == path
-
-
 def test_what_branches():
     assert branches(GROWN)
     assert not branches(made((0, 0, "t"), (0, 0, "t"), (1, 0, "a"), (2, 0, "a")))
@@ -75,24 +58,3 @@ def test_paths_and_depths_of_any_tree(nodes):
     assert sorted({node for path in paths for node in path}) == list(range(1, len(nodes)))
     assert all(depths(nodes)[path[-1]] == len(path) for path in paths)
     assert branches(nodes) == any(len(children) > 1 for children in children_of(nodes)[1:])
-
-
-@given(trees())
-def test_a_surviving_path_is_a_path_along_which_no_sibling_was_gone_on_from(nodes):
-    path = surviving_path(nodes)
-    if path:
-        assert path == path_to(nodes, path[-1])
-    for node in path:
-        siblings = [other for other in range(1, len(nodes)) if nodes[other]["group"] == nodes[node]["group"]]
-        gone_on = [
-            n for n in siblings if any(nodes[c]["group"] != nodes[n]["group"] for c in children_of(nodes)[n])
-        ]
-        assert len(gone_on) <= 1
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_grown_chains_have_one_and_grown_trees_none(seed):
-    record = grown_record(1, [3, 3, 1], shape="chain", seed=seed)
-    path = surviving_path(record["nodes"])
-    assert [len(children_of(record["nodes"])[node]) for node in path] == [3, 1, 0]
-    assert surviving_path(grown_record(1, [3, 3, 1], seed=seed)["nodes"]) == []

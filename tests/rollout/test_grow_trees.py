@@ -17,7 +17,7 @@ from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.llama_decoder import LlamaDecoder
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.rollout.torch_engine import TorchEngine
-from graft.tree import ROOT, Kind, Tree
+from graft.tree import ROOT, Grown, Kind, Tree
 from graft.types import Prompt, Purpose, StopReason
 from tests.conftest import build_tiny_config
 
@@ -41,6 +41,19 @@ class EveryThird:
 
     def last_kind(self, stop: StopReason | None) -> Kind:
         return Kind.THOUGHT if stop in (StopReason.CUT, StopReason.LENGTH) else Kind.ANSWER
+
+
+class AfterFourths:
+    """A boundary after every token whose number is divided by 4: siblings end at different times."""
+
+    def feed(self, token: int, logprob: float | None) -> bool:
+        return token % 4 == 0
+
+    def fork(self) -> AfterFourths:
+        return AfterFourths()
+
+    def last_kind(self, stop: StopReason | None) -> Kind:
+        return Kind.THOUGHT
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +90,10 @@ def prompts(count: int = 3) -> list[Prompt]:
 
 
 def grow(engine: TorchEngine, shape: Shape, rows: Sequence[Prompt], **changes) -> list[Tree]:
+    return [grown.tree for grown in grow_all(engine, shape, rows, **changes)]
+
+
+def grow_all(engine: TorchEngine, shape: Shape, rows: Sequence[Prompt], **changes) -> list[Grown]:
     asked = {
         "shape": shape,
         "begin": lambda _: EveryThird(),
@@ -94,6 +111,27 @@ def texts(trees: Sequence[Tree]) -> list[list[tuple]]:
         [(node.parent, node.group, node.kind, node.stop, node.tokens.tolist()) for node in tree.nodes]
         for tree in trees
     ]
+
+
+@pytest.fixture(scope="module")
+def sharp_model() -> LlamaForCausalLM:
+    """Weights so large that a wrong key or value anywhere shows."""
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(build_tiny_config(vocab_size=48)).eval()
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "norm" not in name:
+                weight *= 8
+    return made
+
+
+def logprobs_alone(model: LlamaForCausalLM, tree: Tree, node: int) -> np.ndarray:
+    """Of a segment's tokens, by one forward pass over its whole path."""
+    path = [t for i in tree.path(node) for t in tree.nodes[i].tokens.tolist()]
+    with torch.no_grad():
+        scores = model(torch.tensor([path])).logits[0].log_softmax(-1)
+    places = range(len(path) - len(tree.nodes[node]), len(path))
+    return np.array([float(scores[at - 1, path[at]]) for at in places])
 
 
 def draw_alone(model: LlamaForCausalLM, tree: Tree, node: int, place_path: tuple[int, ...]) -> list[int]:
@@ -126,6 +164,22 @@ def test_every_segment_is_what_its_path_gives(model, shape, fast):
     for tree in trees:
         for node in range(1, len(tree)):
             assert tree.nodes[node].tokens.tolist() == draw_alone(model, tree, node, places(tree, node))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "slots"),
+    [(Shape((3, 2, 2), "all"), 24), (Shape((4,) * 6, "sample"), 24), (Shape((12, 2), "all"), 24)],
+    ids=str,
+)
+def test_paths_that_wait_keep_their_keys_and_values(sharp_model, shape, slots, fast):
+    """Few rows grow while many wait for their siblings."""
+    trees = grow(engine_of(sharp_model, slots, fast=fast), shape, prompts(5), begin=lambda _: AfterFourths())
+    assert sum(len(tree.path(leaf)) > 2 for tree in trees for leaf in tree.leaves()) > 10
+    for tree in trees:
+        for node in range(1, len(tree)):
+            found = tree.nodes[node].engine_logprobs
+            np.testing.assert_allclose(found, logprobs_alone(sharp_model, tree, node), atol=2e-3)
 
 
 @pytest.mark.parametrize("shape", [Shape((3, 2, 2), "all"), Shape((4,) * 6, "sample")], ids=str)
@@ -211,3 +265,110 @@ def test_a_tree_that_is_too_wide_is_refused(model):
 
 def test_no_prompts(model):
     assert grow(engine_of(model, 4), Shape((2,), "all"), []) == []
+
+
+def by_tokens(groups: Sequence[tuple[Tree, Sequence[int]]]) -> list[list[float | None]]:
+    """A score that a candidate's tokens decide, of few values; some cannot be judged."""
+    found = []
+    for tree, nodes in groups:
+        sums = [int(tree.completion(node).sum()) for node in nodes]
+        found.append([None if total % 7 == 0 else float(total % 2) for total in sums])
+    return found
+
+
+REDRAWN = [
+    Shape((3, 2, 2), "all", draws=3),
+    Shape((3,) * 6, "sample", draws=4),
+    Shape((4,) * 6, "best", draws=2),
+]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("shape", REDRAWN, ids=str)
+def test_groups_without_signal_are_drawn_anew(sharp_model, shape, fast):
+    """Every candidate is what its own stream gives after its path, in whichever draw; groups that are still without
+    signal have used all their draws."""
+    grown = grow_all(
+        engine_of(sharp_model, 24, fast=fast),
+        shape,
+        prompts(5),
+        begin=lambda _: AfterFourths(),
+        score=by_tokens,
+        sampling=SamplingSettings(max_new_tokens=14, temperature=3.0),
+    )
+    assert sum(own.groups_redrawn for own in grown) > 5
+    for own in grown:
+        tree = own.tree
+        assert (own.tokens_redrawn > 0) == (own.groups_redrawn > 0)
+        for parent in {node.parent for node in tree.nodes[1:]}:
+            [scores] = by_tokens([(tree, tree.children(parent))])
+            known = {score for score in scores if score is not None}
+            assert len(known) > 1 or own.groups_redrawn >= shape.draws - 1
+        for node in range(1, len(tree)):
+            path = [t for i in tree.path(node) for t in tree.nodes[i].tokens.tolist()]
+            with torch.no_grad():
+                scores = (sharp_model(torch.tensor([path])).logits[0] / 3).log_softmax(-1)
+            first = len(path) - len(tree.nodes[node])
+            alone = [float(scores[at - 1, path[at]]) for at in range(first, len(path))]
+            np.testing.assert_allclose(tree.nodes[node].engine_logprobs, alone, atol=2e-3)
+
+
+def test_what_is_drawn_anew_does_not_depend_on_slots_or_other_prompts(sharp_model):
+    for shape in REDRAWN:
+        asked = {"begin": lambda _: AfterFourths(), "score": by_tokens}
+        wide = grow_all(engine_of(sharp_model, 60), shape, prompts(5), **asked)
+        narrow = grow_all(engine_of(sharp_model, shape.widest), shape, prompts(5), **asked)
+        alone = [grow_all(engine_of(sharp_model, 60), shape, [own], **asked)[0] for own in prompts(5)]
+        for others in (narrow, alone):
+            assert texts([own.tree for own in others]) == texts([own.tree for own in wide])
+            assert [(own.survivors, own.groups_redrawn, own.tokens_redrawn) for own in others] == [
+                (own.survivors, own.groups_redrawn, own.tokens_redrawn) for own in wide
+            ]
+
+
+def test_a_draw_by_hand(model):
+    """All candidates always score alike: the last of three draws stays. Candidates are numbered over the draws."""
+    shape = Shape((3, 2), "all", draws=3)
+    [own] = grow_all(engine_of(model, 6), shape, prompts(1))
+    tree = own.tree
+    groups = 1 + sum(bool(tree.children(node)) for node in tree.children(ROOT))
+    assert own.groups_redrawn == 2 * groups
+    assert own.survivors == []
+    for place, node in enumerate(tree.children(ROOT)):
+        assert tree.nodes[node].tokens.tolist() == draw_alone(model, tree, node, (6 + place,))
+        for below, child in enumerate(tree.children(node)):
+            assert tree.nodes[child].tokens.tolist() == draw_alone(model, tree, child, (6 + place, 4 + below))
+
+
+def test_groups_with_signal_and_groups_of_one_are_drawn_once(model):
+    def score(groups):
+        return [[float(place) for place in range(len(nodes))] for _, nodes in groups]
+
+    for branching in ((3, 2), (3, 1)):
+        once = grow_all(engine_of(model, 6), Shape(branching, "all"), prompts())
+        again = grow_all(engine_of(model, 6), Shape(branching, "all", draws=5), prompts(), score=score)
+        assert [own.groups_redrawn for own in again] == [0, 0, 0]
+        assert texts([own.tree for own in again]) == texts([own.tree for own in once])
+
+
+def test_the_survivors_are_told(sharp_model):
+    """One of each group, also of the last; each was gone on from, but for the last."""
+    for how in ("sample", "best", "softmax"):
+        asked = {"begin": lambda _: AfterFourths(), "score": by_tokens}
+        for own in grow_all(engine_of(sharp_model, 24), Shape((4,) * 5, how), prompts(5), **asked):
+            tree = own.tree
+            assert len(own.survivors) == len(tree.groups())
+            assert tree.path(own.survivors[-1])[1:] == own.survivors
+            assert [bool(tree.children(node)) for node in own.survivors] == [True] * (
+                len(own.survivors) - 1
+            ) + [False]
+    [own] = grow_all(engine_of(sharp_model, 24), Shape((2, 2), "all"), prompts(1))
+    assert own.survivors == []
+
+
+def test_candidates_that_could_not_be_judged_come_last(model):
+    def score(groups):
+        return [[None if place != 2 else -5.0 for place in range(len(nodes))] for _, nodes in groups]
+
+    for own in grow_all(engine_of(model, 16), Shape((4,) * 5, "best"), prompts(4), score=score):
+        assert all(list(own.tree.children(own.tree.nodes[n].parent)).index(n) == 2 for n in own.survivors)

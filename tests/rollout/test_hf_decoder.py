@@ -97,6 +97,9 @@ def play(decoder: HuggingFaceDecoder, tokens: list[np.ndarray]) -> list[torch.Te
         )
         for i, row in zip(active, done, strict=True):
             logits[i].append(row)
+            start, slot, _, count = ROWS[i]
+            if now == start + count - 1:
+                decoder.release(slot)
     decoder.end()
     return [torch.stack(own) for own in logits]
 

@@ -418,6 +418,8 @@ class FailingDecoder:
     ) -> torch.Tensor:
         raise RuntimeError("no memory")
 
+    def release(self, slot: int) -> None: ...
+
     def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None: ...
 
     def draw(self, logits: torch.Tensor, uniform: np.ndarray, sampling: SamplingSettings) -> Drawn:

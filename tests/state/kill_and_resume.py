@@ -92,8 +92,9 @@ ALGORITHMS = {
         "name": "grft",
         "group_size": 3,
         "survivor": "softmax",
-        "segments": {"cutter": "tokens:4"},
-        "critic": {"type": "function", "function": "grader.py:critic"},
+        "max_draws": 3,
+        "segments": {"cutter": "low_probability:0.02"},
+        "critic": {"type": "function", "function": "grader.py:coarse"},
         "updates_per_batch": 2,
     },
     "sft": {  # a loss that falls by less than a nat is no improvement: training ends after its fourth step

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from graft.algorithm_settings import ALGORITHM_NAMES, Grouped, Reused, Sampled
-from graft.config import section_at
+from graft.config_file import section_at
 from graft.report.metrics import METRICS, Metric, Stage
 
 
@@ -29,6 +29,7 @@ CLIPPED = _those(Reused, "clip")
 SUPERVISED = frozenset(ALGORITHM_NAMES) - SAMPLED
 REINFORCE, PPO, RFT, CISPO = (frozenset({name}) for name in ("reinforce", "ppo", "rft", "cispo"))
 PROCESS_GRPO, GRFT = frozenset({"process_grpo"}), frozenset({"grft"})
+ROLLOUTS, SPO_TREE = frozenset({"vineppo", "spo_chain", "spo_tree"}), frozenset({"spo_tree"})
 CRITICISED = _those(Sampled, "critic")
 BY_TOKENS = frozenset({"dr_grpo", "dapo"})
 """Grouped, and every token has the same weight."""
@@ -82,6 +83,11 @@ READINGS = (
         GRFT,
     ),
     Reading(
+        "groups_with_signal",
+        "The share of sibling groups that train. A fall: the leaves below are all right, or all wrong.",
+        SPO_TREE,
+    ),
+    Reading(
         "sampling_rounds",
         "1 is free. At `max_sampling_rounds` step after step, the batch is not filled any more: other rows.",
         GROUPED,
@@ -94,10 +100,16 @@ READINGS = (
         "Only beside `sampling_rounds`.",
     ),
     Reading(
+        "groups_redrawn",
+        "The price of `max_draws`. A rise: candidates are more and more alike, or the critic tells them less apart.",
+        GRFT,
+        "Only with `max_draws` above 1, in steps that drew anything in vain.",
+    ),
+    Reading(
         "tokens_discarded",
         "They count in `generated_tokens`: compare methods at equal `generated_tokens`, not at equal steps.",
-        GROUPED,
-        "Only beside `sampling_rounds`.",
+        GROUPED | GRFT,
+        "Only in steps that drew anything in vain.",
     ),
     Reading(
         "reward_baseline",
@@ -191,7 +203,7 @@ READINGS = (
         " to 0. Says nothing; `gradient_norm` does.",
         GRFT,
     ),
-    Reading("loss", "Neither sign nor size measures progress.", PROCESS_GRPO),
+    Reading("loss", "Neither sign nor size measures progress.", PROCESS_GRPO | ROLLOUTS),
     Reading(
         "loss",
         "Of weight x advantage x log-probability: neither sign nor size measures progress.",

@@ -83,7 +83,7 @@ def read_sections() -> list[SettingsSection]:
 
 def read_algorithm(name: str) -> list[SettingsSection]:
     """The sections of one algorithm: `[algorithm]` with this name, and those inside it."""
-    from graft.config import section_at
+    from graft.config_file import section_at
 
     kind = section_at(("algorithm",), {"algorithm": {"name": name}})
     assert kind is not None

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft.algorithm_settings import GRFT, SFT
-from graft.config import RunConfig, section_at
-from graft.config_file import check_config, set_override
+from graft.config import RunConfig
+from graft.config_file import check_config, section_at, set_override
 from graft.errors import ConfigError
 
 MEASUREMENTS = 10

@@ -145,6 +145,7 @@ class MonteCarloCritic:
             overall=overall_score(chain.grade, self._scale),
             thoughts=tuple(self._scale * (1 + after - before) / 2 for before, after in steps),
             progress=tuple(self._scale * after for _, after in steps),
+            initial_progress=self._scale * rates[0] if rates else None,
             reasons=tuple(f"solved {before:.3g} -> {after:.3g}" for before, after in steps),
             **cost,
         )

@@ -112,6 +112,7 @@ class MonteCarlo(CriticSection):
     """How often continuations from the end of a thought are solved, drawn with the policy itself."""
 
     type: Literal["monte_carlo"] = "monte_carlo"
+    """The kind of critic."""
 
     continuations: int = Field(default=4, ge=1)
     """n, drawn from the prompt and from the end of every thought. Their tokens are counted."""

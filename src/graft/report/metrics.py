@@ -121,7 +121,13 @@ _DECLARED = (
         "Groups that dynamic sampling drew and left out of the batch: without signal, or more than were needed.",
         higher_is="worse",
     ),
-    Metric("tokens_discarded", "tokens", "Tokens drawn for them.", higher_is="worse"),
+    Metric(
+        "groups_redrawn",
+        "groups",
+        "Draws of sibling groups that were thrown away because all candidates had the same score.",
+        higher_is="worse",
+    ),
+    Metric("tokens_discarded", "tokens", "Tokens drawn for these two.", higher_is="worse"),
     Metric(
         "reward_baseline",
         "score",

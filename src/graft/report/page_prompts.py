@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graft.report.text import visible
-from graft.report.tree_shape import Nodes, branches, children_of, depths, leaf_paths, path_to, surviving_path
+from graft.report.tree_shape import Nodes, branches, children_of, depths, leaf_paths, path_to
 from graft.report.trees import ShownPair, ShownSample, message_text
 from graft.tree import ROOT
 
@@ -65,7 +65,7 @@ def prompt_data(record: Record) -> dict[str, Any]:
     }
     if branches(nodes):
         data["branches"] = True
-        data["survivors"] = [place[node] for node in surviving_path(nodes) if node in place]
+        data["survivors"] = [place[node] for node in record.get("survivors", ()) if node in place]
     return data
 
 

@@ -55,12 +55,16 @@ class _Line(_Part):
     advantages: dict[str, float | str]  # what is not finite is text
     critiques: dict[str, _Critique] = {}
     numbers: dict[str, dict[str, float | str]] = {}
+    survivors: list[int] = []
 
     @model_validator(mode="after")
     def _nodes_form_a_tree(self) -> _Line:
         for index, node in enumerate(self.nodes):
             if not (ROOT <= node.parent < index or (index == ROOT and node.parent == NO_PARENT)):
                 raise ValueError(f"node {index} has parent {node.parent}: parents come before their children")
+        for place in self.survivors:
+            if not ROOT < place < len(self.nodes):
+                raise ValueError(f"survivors: there is no node {place} below the prompt")
         return self
 
 

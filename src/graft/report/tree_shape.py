@@ -1,15 +1,14 @@
-"""How the spans of a stored tree hang together, from their `parent`, `kind` and `group` alone.
+"""How the spans of a stored tree hang together, from their `parent` alone.
 
 `nodes` are those of a line of `trees.jsonl` (`Tree.to_json`): parents come before their children, the prompt is first.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graft.tree import ROOT, Kind
+from graft.tree import ROOT
 
 Nodes = Sequence[Mapping[str, Any]]
 
@@ -47,28 +46,3 @@ def leaf_paths(nodes: Nodes) -> list[list[int]]:
 def branches(nodes: Nodes) -> bool:
     """Whether the tree branches below its first level: a span is continued in more than one way."""
     return any(len(below) > 1 for below in children_of(nodes)[1:])
-
-
-def surviving_path(nodes: Nodes) -> list[int]:
-    """The path that a tree was grown along: of each group one member at most was gone on from.
-
-    It ends with the only answer below the last of these members; with several there, or none, with the member itself,
-    because the tree does not tell which of them was chosen. Empty where nothing was gone on from, or several members
-    of a group were. The pieces of a completion cut into a chain share its group: they are no going on.
-    """
-    children = children_of(nodes)
-    continued = [
-        index
-        for index in range(1, len(nodes))
-        if any(nodes[child]["group"] != nodes[index]["group"] for child in children[index])
-    ]
-    groups = Counter(nodes[index]["group"] for index in continued)
-    if not continued or max(groups.values()) > 1:
-        return []
-    last = path_to(nodes, max(continued, key=depths(nodes).__getitem__))
-    answers = [path for path in leaf_paths(nodes) if _answers(nodes, path) and path[: len(last)] == last]
-    return answers[0] if len(answers) == 1 else last
-
-
-def _answers(nodes: Nodes, path: Sequence[int]) -> bool:
-    return nodes[path[-1]]["kind"] == Kind.ANSWER

@@ -7,7 +7,8 @@
      "advantages": {"1": 0.87},                                     # node id: mean over its tokens
      "critiques": {"3": {"overall": 10.0, "thoughts": [10.0, 0.0], "progress": [5.0, 5.0],
                          "reasons": ["", "3 + 4 is 7"], "outcome": "graded", "problem": ""}},   # leaf id; with a critic
-     "numbers": {"1": {"S": 10.0, "P": 5.0, "A": 0.3}}}             # node id: what led to its advantage, where told
+     "numbers": {"1": {"S": 10.0, "P": 5.0, "A": 0.3}},             # node id: what led to its advantage, where told
+     "survivors": [2, 4, 8]}                                        # nodes chosen of their groups while a chain grew
 
 Trees of an evaluation also have its `moment`. A node without an advantage does not train.
 """
@@ -39,6 +40,7 @@ def tree_record(
     moment: Moment | str | None = None,
     critiques: Mapping[int, Critique] | None = None,
     details: Mapping[int, Mapping[str, float]] | None = None,
+    survivors: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """One line of `trees.jsonl`.
 
@@ -52,6 +54,7 @@ def tree_record(
         moment: when the evaluation was made; None in training.
         critiques: leaf id to what the critic says of its thoughts; None without a critic.
         details: node id to the numbers that led to its advantage, by name; None where none are told.
+        survivors: the nodes that were chosen of their groups while the tree grew, one a depth; None where none were.
 
     Keys of the row that have no JSON form are left out.
     """
@@ -66,6 +69,8 @@ def tree_record(
             str(node): {name: float(f"{value:.7g}") for name, value in own.items()}
             for node, own in details.items()
         }
+    if survivors:
+        told["survivors"] = [int(node) for node in survivors]
     return {
         **record,
         "row": int(tree.prompt.row),

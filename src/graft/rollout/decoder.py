@@ -50,15 +50,20 @@ class Decoder(Protocol):
         """Append one token to each row and return fp32 logits `[rows, vocabulary]` for the next.
 
         Row r attends to its prefix and to slot positions 0..lengths[r]; the appended token's position
-        is prefix length + lengths[r]. Starting a slot again at length 0 reuses it for a new row.
+        is prefix length + lengths[r]. Starting a slot again at length 0 reuses it for a new row. Slots that take
+        no step keep what they hold until they are released.
         """
+        ...
+
+    def release(self, slot: int) -> None:
+        """Nothing goes on from this slot any more; a new row or a copy may enter it."""
         ...
 
     def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None:
         """Let slots go on from where others stand.
 
         Args:
-            sources: int32 `[copies]`, slots that have taken a step.
+            sources: int32 `[copies]`, slots that have taken a step; all are read before the first is written.
             targets: int32 `[copies]`, slots of no growing row, all different.
         """
         ...

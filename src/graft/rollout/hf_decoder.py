@@ -107,8 +107,13 @@ class HuggingFaceDecoder:
         ids = np.zeros(cache.rows, dtype=np.int64)
         ids[rows] = tokens
         cache.point_at(torch.from_numpy(positions).to(self._device))
+        cache.stepping = torch.from_numpy(rows).to(self._device)
         hidden = self._forward(torch.from_numpy(ids)[:, None], torch.from_numpy(positions)[:, None])
-        return self._head(hidden[torch.from_numpy(rows).to(self._device), 0]).float()
+        return self._head(hidden[cache.stepping, 0]).float()
+
+    def release(self, slot: int) -> None:
+        """Its row may be squeezed out; see `Decoder.release`."""
+        self._cache.alive.discard(slot)
 
     def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None:
         """Let slots go on from where others stand; see `Decoder.copy_slots`."""
@@ -139,6 +144,8 @@ class _Cache:
         self.capacity = 0
         self.filling: np.ndarray | None = None  # prefixes that the current forward pass computes
         self.rows = 0
+        self.alive: set[int] = set()  # slots that grow or wait
+        self.stepping = torch.zeros(0, dtype=torch.int64)  # rows that the current forward pass appends to
         self._row_of: dict[int, int] = {}  # slot -> row
         self._prefixes: list[
             dict[int, tuple[Tensor, Tensor]]
@@ -155,8 +162,7 @@ class _Cache:
 
     def enter(self, slot: int, prefix: int) -> None:
         """Let a slot start again after a prefix: copy the prefix's keys and values into its row."""
-        if slot not in self._row_of:
-            self._add_row(slot)
+        self._take(slot)
         row, length = self._row_of[slot], int(self.prefix_lengths[prefix])
         for layer, stored in enumerate(self._prefixes):
             keys, values = stored[prefix]
@@ -169,14 +175,16 @@ class _Cache:
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the rows of slots into those of others."""
         for slot in targets:
-            if slot not in self._row_of:
-                self._add_row(slot)
+            self._take(slot)
         to, of = ([self._row_of[slot] for slot in slots] for slots in (targets, sources))
         for keys, values in self._layers:
             keys[to], values[to] = keys[of], values[of]
 
-    def _add_row(self, slot: int) -> None:
-        """Give a slot that was squeezed out a row again."""
+    def _take(self, slot: int) -> None:
+        """Begin to use a slot; one that was squeezed out gets a row again."""
+        self.alive.add(slot)
+        if slot in self._row_of:
+            return
         self._row_of[slot] = self.rows
         self.rows += 1
         self._layers = [
@@ -186,14 +194,15 @@ class _Cache:
 
     def compact(self, slots: np.ndarray) -> np.ndarray:
         """Rows of these slots, after squeezing out dead rows if there are many."""
-        if len(slots) < COMPACT_BELOW * self.rows:
-            keep = torch.tensor([self._row_of[int(s)] for s in slots])
+        if len(self.alive) < COMPACT_BELOW * self.rows:
+            kept = sorted(self.alive)
+            keep = torch.tensor([self._row_of[slot] for slot in kept])
             self._layers = [
                 (k.index_select(0, keep.to(k.device)), v.index_select(0, keep.to(v.device)))
                 for k, v in self._layers
             ]
-            self._row_of = {int(slot): row for row, slot in enumerate(slots)}
-            self.rows = len(slots)
+            self._row_of = {slot: row for row, slot in enumerate(kept)}
+            self.rows = len(kept)
         return np.array([self._row_of[int(s)] for s in slots])
 
     def point_at(self, positions: Tensor) -> None:
@@ -219,11 +228,11 @@ class _Cache:
         )
 
     def append(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """One more position for every row: query `[rows, heads, 1, width]`."""
+        """One more position for the rows that take a step: query `[rows, heads, 1, width]`, of all rows."""
         keys, values = self._layers[layer]
-        every = torch.arange(self.rows, device=key.device)
-        keys[every, :, self._positions] = key[:, :, 0]
-        values[every, :, self._positions] = value[:, :, 0]
+        own, at = self.stepping, self._positions[self.stepping]
+        keys[own, :, at] = key[own, :, 0]
+        values[own, :, at] = value[own, :, 0]
         rows, heads, _, width = query.shape
         # query heads that share a key head become its queries: keys and values are not repeated
         folded = query.reshape(rows, key.shape[1], heads // key.shape[1], width)

@@ -351,6 +351,9 @@ class LlamaDecoder:
         round_.head(rows)
         return round_.logits[:rows]
 
+    def release(self, slot: int) -> None:
+        """See `Decoder.release`: a step touches no slot but its own, so there is nothing to do."""
+
     def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None:
         """Let slots go on from where others stand; see `Decoder.copy_slots`."""
         assert self._round is not None

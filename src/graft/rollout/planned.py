@@ -39,6 +39,9 @@ class Stem:
     kept: list[Entry] = field(default_factory=list)
     """What the engine notes while it grows."""
 
+    held: bool = False
+    """Whether the state before it is kept until the plan decides about it, also where its path has ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -50,13 +53,16 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of segments that were cut; each is named once, in this call or in a later one."""
+    """What becomes of segments that were cut or are held; each is named once, in this call or in a later one."""
 
     go_on: Sequence[tuple[Stem, Sequence[Stem]]] = ()
     """A segment, and the segments that are drawn after it."""
 
     dropped: Sequence[Stem] = ()
     """Segments with nothing after them."""
+
+    instead: Sequence[tuple[Stem, Sequence[Stem]]] = ()
+    """A segment that was held, and the segments that are drawn in its place: they follow what it followed."""
 
 
 class Plan(Protocol):
@@ -126,28 +132,33 @@ class _Round:
         self.free: list[int] = []
         self.ended: list[Ended] = []
         self.drawn = 0
+        self.after_prompts = torch.empty(0)  # logits [prompts, vocabulary]
 
     def run(self, prefixes: Sequence[Tokens], progress: Callable[[int], None] | None) -> None:
         engine = self.engine
         slots = min(engine.slots, self.widest * len(prefixes))
-        logits = engine.decoder.begin(prefixes, slots, self.sampling.max_new_tokens)
-        engine.vocabulary = logits.shape[-1]
+        self.after_prompts = engine.decoder.begin(prefixes, slots, self.sampling.max_new_tokens)
+        engine.vocabulary = self.after_prompts.shape[-1]
         self.free = list(range(slots))[::-1]
         later = list(range(len(prefixes)))[::-1]
         try:
-            while self.rows or later:
+            while self.rows or later or self.ended:
                 if self.rows:
                     rows, self.rows = self.rows, []
                     self._draw(rows, engine.step(rows))
                 while later and (len(self.open) + 1) * self.widest <= slots:
                     prefix = later.pop()
-                    self._draw([Row(prefix, [], list(self.plan.first(prefix)))], logits[prefix][None])
+                    self._begin(prefix, self.plan.first(prefix))
                 self._decide()
                 if progress is not None:
                     progress(self.drawn)
         finally:
             engine.decoder.end()
-        assert not self.waiting, "a plan must decide about every segment that was cut"
+        assert not self.waiting, "a plan must decide about every segment that was cut or is held"
+
+    def _begin(self, prefix: int, stems: Sequence[Stem]) -> None:
+        """The first tokens of segments that follow a prompt."""
+        self._draw([Row(prefix, [], list(stems))], self.after_prompts[prefix][None])
 
     def _draw(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         """The next token of each row's stems; what ends is noted, what parts gets a slot of its own."""
@@ -161,7 +172,9 @@ class _Round:
                 stop = self._stop(branch)
                 if stop is not None:
                     self._end(branch, stop)
-                if stop in (StopReason.EOS, StopReason.LENGTH):
+                goes_on = stop in (None, StopReason.CUT)
+                waiting = [stem for stem in stems if goes_on or stem.held]
+                if not waiting:
                     continue
                 if slot >= 0:
                     branch.slot, slot = slot, -1
@@ -170,10 +183,10 @@ class _Round:
                 if stop is None:
                     self.rows.append(branch)
                 else:
-                    place = _Waiting(branch, list(stems))
-                    self.waiting |= {id(stem): place for stem in stems}
+                    place = _Waiting(branch, waiting)
+                    self.waiting |= {id(stem): place for stem in waiting}
             if slot >= 0:
-                self.free.append(slot)
+                self.engine.release(slot, self.free)
         for _, branch in copies:
             branch.slot = self.free.pop()
         self.engine.copy([(source, branch.slot) for source, branch in copies])
@@ -208,7 +221,8 @@ class _Round:
             return
         decision = self.plan.ended(ended)
         settled = [(stem, list(children)) for stem, children in decision.go_on]
-        settled += [(stem, []) for stem in decision.dropped]
+        settled += [(stem, []) for stem in (*decision.dropped, *(stem for stem, _ in decision.instead))]
+        again = [(self.waiting[id(stem)].row, stem, others) for stem, others in decision.instead]
         for stem, children in settled:
             place = self.waiting.pop(id(stem))
             place.stems = [other for other in place.stems if other is not stem]
@@ -219,8 +233,22 @@ class _Round:
             if place.children:
                 self.rows.append(Row(row.prefix, row.tokens, place.children, row.slot))
             else:
-                self.free.append(row.slot)
+                self.engine.release(row.slot, self.free)
+        self._draw_again(again)
         self._count_open()
+
+    def _draw_again(self, ended: Sequence[tuple[Row, Stem, Sequence[Stem]]]) -> None:
+        """Segments in the place of others, whose slots may be free by now but have not been written to."""
+        copies: list[tuple[int, int]] = []
+        for row, stem, others in ended:
+            before = row.tokens[: -len(stem.logprobs)]
+            if before:
+                copies.append((row.slot, self.free.pop()))
+                self.rows.append(Row(row.prefix, before, list(others), copies[-1][1]))
+        self.engine.copy(copies)
+        for row, stem, others in ended:
+            if len(row.tokens) == len(stem.logprobs):
+                self._begin(row.prefix, others)
 
     def _count_open(self) -> None:
         self.open = {}

@@ -187,16 +187,22 @@ class TorchEngine:
                     copies.append(branch)
                     sources.append(row.slot)
             if slot >= 0:
-                free.append(slot)
+                self.release(slot, free)
         for branch in copies:
             branch.slot = free.pop()
         self.copy([(source, branch.slot) for source, branch in zip(sources, copies, strict=True)])
         return going
 
+    def release(self, slot: int, free: list[int]) -> None:
+        """Nothing goes on from a slot: others may take it."""
+        self.decoder.release(slot)
+        free.append(slot)
+
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Let slots go on from where others stand: pairs of source and target.
 
-        A row that comes from its prefix alone (-1) has nothing to copy. A slot just freed is nobody's source.
+        A row that comes from its prefix alone (-1) has nothing to copy. All sources are read before a target is
+        written, so that a slot that was just freed may be both.
         """
         copied = [pair for pair in pairs if pair[0] >= 0]
         if copied:

@@ -87,7 +87,7 @@ class TreeView {
 
   line(id, level) {
     const node = this.nodes[id], line = html("div", "line", html("span", "fold-mark"), html("span", "span-kind", `${level} ${node.kind}`));
-    if (this.survivors.has(id)) line.append(html("span", "hidden", "gone on from"));
+    if (this.survivors.has(id)) line.append(html("span", "hidden", "survivor"));
     line.append(textBlock(...this.shortText(node)), ...this.columns.map(({ name }) => this.number(name, hasNumber(node, name) ? shortNumber(node.numbers[name]) : "")));
     const credit = this.number("advantage", node.advantage === null ? "" : signed(node.advantage));
     credit.className = "credit";
