@@ -46,6 +46,11 @@ CHAIN: dict[str, Any] = {
 }
 
 
+def changed(**settings: Any) -> dict[str, Any]:
+    """Those of a chain, with some others."""
+    return {**CHAIN, **settings}
+
+
 def doubles(*numbers: float) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
@@ -243,7 +248,7 @@ def test_scores_off_the_scale_give_no_nan(chain, dtype):
 
 def test_no_thoughts():
     none = doubles()
-    assert chain_rewards(none, none, 7.0, **{**CHAIN, "answer_scale": 0.5}).rewards.tolist() == [3.5]
+    assert chain_rewards(none, none, 7.0, **changed(answer_scale=0.5)).rewards.tolist() == [3.5]
     shared = {**CHAIN, "overall": "shared", "normalise": True, "answered": False}
     assert chain_rewards(none, none, 7.0, **shared).rewards.tolist() == []
 
@@ -345,7 +350,7 @@ def test_a_higher_first_progress_only_lowers_what_follows(chain, other):
 def test_repeating_a_true_line_pays_while_the_overall_score_stands_in_every_segment():
     def total(overall: str, segments: int) -> float:
         same = torch.full((segments,), 8.0, dtype=torch.float64)
-        return chain_rewards(same, same, 7.0, **{**CHAIN, "overall": overall}).rewards.sum().item()
+        return chain_rewards(same, same, 7.0, **changed(overall=overall)).rewards.sum().item()
 
     assert total("every_segment", 6) == pytest.approx(total("every_segment", 3) + 21)
     assert total("shared", 6) == pytest.approx(total("shared", 3))
