@@ -7,9 +7,11 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+from graft.interrupt import Interrupt
 from graft.report.run_folder import RunFolder
 from tests.cli.conftest import COMMAND
 
@@ -147,8 +149,15 @@ def test_sigterm_is_143(task, graft):
     assert graft("resume", task / "run").code == 0
 
 
-def test_a_second_ctrl_c_stops_at_once(task, graft):
-    function = ("--set", "grader.function=grader.py:interrupts_twice")
+def test_a_second_ctrl_c_stops_at_once(task, graft, monkeypatch):
+    first = Interrupt._receive
+
+    def twice(self: Interrupt, number: int, frame: FrameType | None) -> None:
+        first(self, number, frame)
+        signal.raise_signal(signal.SIGINT)  # before anything else can look at the first
+
+    monkeypatch.setattr(Interrupt, "_receive", twice)
+    function = ("--set", "grader.function=grader.py:interrupts_once")
     result = graft("train", task / "config.toml", *function)
     assert (result.code, result.out) == (130, "")
     assert "stopped at once, without a checkpoint of this moment. Go on with: graft resume" in result.err
