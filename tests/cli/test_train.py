@@ -158,7 +158,11 @@ def test_a_second_ctrl_c_stops_at_once(task, graft, monkeypatch):
 
     monkeypatch.setattr(Interrupt, "_receive", twice)
     function = ("--set", "grader.function=grader.py:interrupts_once")
-    result = graft("train", task / "config.toml", *function)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        result = graft("train", task / "config.toml", *function)
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert (result.code, result.out) == (130, "")
     assert "stopped at once, without a checkpoint of this moment. Go on with: graft resume" in result.err
     assert graft("resume", task / "run").code == 0
