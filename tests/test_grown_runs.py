@@ -29,17 +29,13 @@ def run(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Path("critic.py").write_text(CRITIC)
 
     def train(**algorithm: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        chain = {"group_size": 3, "critic": {"type": "function", "function": "critic.py:critic"}}
+        shape = {} if "shape" in algorithm else chain
         made = graft.train(
             str(tiny_model_folder),
             ROWS,
             by_characters,
-            algorithm={
-                "name": "grft",
-                "group_size": 3,
-                "segments": {"cutter": "tokens:3"},
-                "critic": {"type": "function", "function": "critic.py:critic"},
-                **algorithm,
-            },
+            algorithm={"name": "grft", "segments": {"cutter": "tokens:3"}, **shape, **algorithm},
             sampling={"max_new_tokens": 10},
             training={"prompts_per_step": 4, "steps": 2},
             quiet=True,
