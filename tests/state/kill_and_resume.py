@@ -100,6 +100,7 @@ ALGORITHMS = {
     "sft": {  # a loss that falls by less than a nat is no improvement: training ends after its fourth step
         "name": "sft",
         "worked": "grader.py:worked",
+        "group_size": None,
         "early_stopping": {"patience": 2, "minimum_improvement": 1.0},
     },
     "ppo-separate": {
