@@ -118,6 +118,8 @@ def kernels_of(decoder: object) -> str:
     if isinstance(decoder, LlamaDecoder):
         return f"graft ({decoder.engine.name})"
     assert isinstance(decoder, HuggingFaceDecoder)
+    if decoder.packed is not None:
+        return f"transformers' layers, linear ones by graft ({decoder.packed.engine.name})"
     return f"torch (oneDNN, {torch.backends.cpu.get_cpu_capability()})"
 
 

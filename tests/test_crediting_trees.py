@@ -10,7 +10,7 @@ from graft.algorithm_settings import GRFT, GRPO, ThoughtRewards
 from graft.crediting import Evidence, credit_relative
 from graft.crediting_trees import credit_siblings, critic_scores, outcome_values
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Critique, Grade, Outcome
+from graft.types import Critique, Grade, Outcome, StopReason
 from tests.test_algorithms import flat, graded, group
 from tests.trees import add_segment
 
@@ -116,6 +116,55 @@ def test_critic_scores_by_hand():
     critiques[second] = Critique(outcome=Outcome.CRASHED)
     scores = critic_scores(tree, {answer: Grade(None, Outcome.CRASHED)}, critiques, rewards, scale=10.0)
     assert set(scores) == {first, third}
+
+
+def thoughts_and_ends() -> tuple[Tree, dict[int, Grade], dict[int, Critique]]:
+    """Siblings 1 to 6: two thoughts that go on, S 10 and 2; a right answer, a wrong one; a thought that the limit cut
+    off, with S 10; an answer that could not be graded."""
+    tree = Tree(group(1).prompt)
+    top = tree.new_group()
+    for kind in (Kind.THOUGHT, Kind.THOUGHT, Kind.ANSWER, Kind.ANSWER):
+        add_segment(tree, ROOT, 1, top, kind)
+    tree.add(ROOT, [5], [-1.0], group=top, kind=Kind.THOUGHT, stop=StopReason.LENGTH)
+    add_segment(tree, ROOT, 1, top, Kind.ANSWER)
+    grades = {3: Grade(1.0), 4: Grade(0.0), 5: Grade(0.0), 6: Grade(None, Outcome.CRASHED)}
+    critiques = {
+        1: Critique(None, (10.0,), (0.0,)),
+        2: Critique(None, (2.0,), (0.0,)),
+        3: Critique(10.0, (), ()),
+        4: Critique(0.0, (), ()),
+        5: Critique(0.0, (10.0,), (0.0,)),
+        6: Critique(10.0, (), ()),
+    }
+    return tree, grades, critiques
+
+
+@pytest.mark.parametrize(
+    ("compare", "expected"),
+    [
+        # z-scores 1 and -1; ρ G = 10, 0 and 0, the last of a completion that was cut off, whatever its lines are worth
+        ("separately", [1.0, -1.0, 20 / 3, -10 / 3, -10 / 3]),
+        ("together", [-1.0, -3.0, 8.0, -2.0, -2.0]),
+    ],
+)
+def test_thoughts_and_ends_are_compared_apart_or_together(compare, expected):
+    tree, grades, critiques = thoughts_and_ends()
+    settings = GRFT(compare=compare, scale="none", rewards=ThoughtRewards(**CRITIC))
+    credit = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), settings)
+    assert [credit.details[0][node]["A"] for node in range(1, 6)] == pytest.approx(expected)
+    assert 6 not in credit.details[0]
+    assert (credit.groups, credit.groups_with_signal) == (1, 1)
+
+
+@pytest.mark.parametrize(("compare", "with_signal"), [("separately", 0), ("together", 1)])
+def test_thoughts_alike_and_ends_alike(compare, with_signal):
+    """Thoughts of score 0 and ends of 10."""
+    tree, grades, critiques = thoughts_and_ends()
+    critiques |= {2: critiques[1], 4: critiques[3], 5: Critique(10.0, (10.0,), (0.0,))}
+    settings = GRFT(compare=compare, rewards=ThoughtRewards(**CRITIC))
+    credit = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), settings)
+    assert (credit.groups, credit.groups_with_signal) == (1, with_signal)
+    assert bool(flat(credit.trees[0])) == bool(with_signal)
 
 
 def test_mixed_scores_are_a_weighted_sum():

@@ -314,8 +314,13 @@ class GRFT(Sampled, Reused):
     tokens count as generated. 1: off. Needs `score = "critic"` and a critic that can judge while trees grow."""
 
     score: Literal["critic", "outcome", "mixed"] = "critic"
-    """What siblings are compared by: `critic`: Ŝ + Q of thoughts and ρ G of answers; `outcome` (`tree` alone): the mean
+    """What siblings are compared by: `critic`: Ŝ + Q of thoughts and ρ G of ends; `outcome` (`tree` alone): the mean
     grade of the leaves below; `mixed`: both."""
+
+    compare: Literal["separately", "together"] = "separately"
+    """Siblings that go on and siblings that end the completion: thoughts with thoughts and ends with ends, whose scores
+    have other units, or all in one group, so that the scores also teach when to stop: `together` a true thought
+    that gains nothing beats a wrong answer."""
 
     outcome_weight: float = Field(default=0.5, ge=0, le=1)
     """`mixed`: share of the outcome; the rest is the critic's."""
@@ -379,6 +384,7 @@ class GRFT(Sampled, Reused):
             ),
             "branching": ('shape = "tree"', shape == "tree"),
             "outcome_weight": ('score = "mixed"', score == "mixed"),
+            "compare": (critics, score != "outcome"),
             "critic": (critics, score != "outcome"),
             "rewards": (critics, score != "outcome"),
         }

@@ -356,7 +356,9 @@ def build_engine(settings: Rollout, policy: Policy, precision: Precision) -> tup
         else:
             decoder = llama_decoder.LlamaDecoder(config, kernels, dtype)
     if decoder is None:
-        decoder = HuggingFaceDecoder(config, dtype=dtype, device=precision.device)
+        native = load_kernels()
+        kernels = None if isinstance(native, str) else native
+        decoder = HuggingFaceDecoder(config, dtype=dtype, device=precision.device, kernels=kernels)
     return TorchEngine(decoder, slots=settings.slots, eos_ids=policy.eos_ids), note
 
 

@@ -15,7 +15,7 @@ from graft.credit.rewards import answer_reward, sibling_rewards
 from graft.crediting import Evidence, StepCredit
 from graft.objective.reduce import tree_weights
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Credit, Critique, Grade
+from graft.types import Credit, Critique, Grade, StopReason
 
 Numbers = dict[str, float]
 
@@ -44,11 +44,12 @@ def credit_siblings(evidence: Evidence, settings: GRFT) -> StepCredit:
     credits = [Credit({}, {}) for _ in evidence.trees]
     if not nodes:
         return StepCredit(credits, 0, 0, [0.0] * len(credits))
-    numbering: dict[tuple[int, int], int] = {}
+    siblings = [(n.tree, evidence.trees[n.tree].nodes[n.node].group) for n in nodes]
+    numbering: dict[tuple[int, int, bool], int] = {}
     groups = torch.tensor(
         [
-            numbering.setdefault((n.tree, evidence.trees[n.tree].nodes[n.node].group), len(numbering))
-            for n in nodes
+            numbering.setdefault((*group, apart(evidence.trees[n.tree], n.node, settings)), len(numbering))
+            for group, n in zip(siblings, nodes, strict=True)
         ]
     )
     scores = torch.tensor([n.score for n in nodes], dtype=torch.float64)
@@ -70,15 +71,25 @@ def credit_siblings(evidence: Evidence, settings: GRFT) -> StepCredit:
             credit, own = credits[node.tree], float(advantages[place])
             credit.advantages[node.node] = np.full(lengths[place], own, dtype=np.float32)  # pyright: ignore[reportIndexIssue]
             credit.weights[node.node] = np.full(lengths[place], float(weights[place]))  # pyright: ignore[reportIndexIssue]
-    with_signal = len(numbering) - len(set(groups[idle].tolist()))
+    with_signal = {group for group, no_signal in zip(siblings, idle.tolist(), strict=True) if not no_signal}
     return StepCredit(
         credits,
-        len(numbering),
-        with_signal,
+        len(set(siblings)),
+        len(with_signal),
         [float(index in prompts) for index in range(len(credits))],
         facts=_facts(evidence, nodes),
         details=details,
     )
+
+
+def apart(tree: Tree, node: int, settings: GRFT) -> bool:
+    """Whether a node is not compared with the thoughts among its siblings: it ends the completion, they go on."""
+    return settings.compare == "separately" and settings.score != "outcome" and ends(tree, node)
+
+
+def ends(tree: Tree, node: int) -> bool:
+    """Whether the completion ends in this node: with its answer, or cut off by the token limit."""
+    return tree.nodes[node].stop is not StopReason.CUT
 
 
 def scored_nodes(evidence: Evidence, settings: GRFT, index: int) -> list[ScoredNode]:
@@ -126,7 +137,10 @@ def critic_scores(
     *,
     scale: float,
 ) -> dict[int, tuple[float, Numbers]]:
-    """Ŝ + Q of thoughts, ρ G of answers, with the numbers on the way; nodes that the critic failed on have none.
+    """Ŝ + Q of thoughts that go on, ρ G of ends, with the numbers on the way; none where the critic failed.
+
+    A completion that the token limit cut off ends in its last thought: its score is that of its grade, whatever the
+    critic thinks of the lines in it.
 
     Args:
         tree: with a critique for each leaf; of a node that lies on several paths the first leaf's is taken.
@@ -139,7 +153,7 @@ def critic_scores(
     scores: dict[int, tuple[float, Numbers]] = {}
     parents = dict.fromkeys(tree.nodes[node].parent for node in range(1, len(tree)))
     for parent in parents:
-        thoughts = [child for child in tree.children(parent) if child in judged]
+        thoughts = [child for child in tree.children(parent) if child in judged and not ends(tree, child)]
         past = [judged[node][1] for node in tree.path(parent) if node != ROOT and node in judged]
         if thoughts:
             own = sibling_rewards(
@@ -160,9 +174,9 @@ def critic_scores(
                 scores[node] = (float(own.rewards[place]), numbers)
         for child in tree.children(parent):
             critique = critiques.get(child)
-            answered = tree.nodes[child].kind is Kind.ANSWER and critique is not None and critique.scored
-            if answered and grades[child].score is not None:
-                assert critique is not None
+            if not ends(tree, child) or critique is None or not critique.scored:
+                continue
+            if grades[child].score is not None:
                 assert critique.overall is not None
                 scores[child] = (answer_reward(critique.overall, answer_scale=rewards.answer_scale), {})
     return scores

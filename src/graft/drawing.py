@@ -99,7 +99,8 @@ def shape_of(settings: OnTrees) -> Shape:
     if not isinstance(settings, GRFT):
         return Shape(settings.branching, "all")
     survivors = "all" if settings.shape == "tree" else settings.survivor
-    return Shape(settings.levels, survivors, settings.survivor_temperature, settings.max_draws)
+    separately = settings.compare == "separately"
+    return Shape(settings.levels, survivors, settings.survivor_temperature, settings.max_draws, separately)
 
 
 def criticise(

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from graft.algorithm_settings import Rewards, ThoughtRewards
-from graft.credit.group import group_relative_advantages
-from graft.credit.rewards import answer_reward, chain_rewards, sibling_rewards
+from graft.algorithm_settings import GRFT, Rewards
+from graft.credit.rewards import chain_rewards
+from graft.crediting import Evidence
+from graft.crediting_trees import credit_siblings
+from graft.tree import ROOT, Kind, Tree
+from graft.types import Critique, Grade, Prompt
+from tests.trees import add_segment
 
 METHODS = Path(__file__).parents[2] / "docs" / "methods"
 RIGHT = ((10, 10, 10, 10), (2.5, 5, 7.5, 10), 10)
@@ -59,17 +64,23 @@ def test_rewards_of_a_right_and_a_wrong_chain(row):
 
 
 @pytest.mark.parametrize("row", sizes_in("grft.md"), ids=lambda row: row[0])
-def test_a_group_of_thoughts_and_an_answer(row):
-    rewards = ThoughtRewards(answer_scale=float(row[0]))
-    thoughts = sibling_rewards(
-        doubles((10, 10, 0)),
-        doubles((5, 5, 2.5)),
-        doubles((2.5,)),
-        critic_scale=10.0,
-        **rewards.model_dump(exclude={"answer_scale"}),
-    )
-    answer = answer_reward(10.0, answer_scale=rewards.answer_scale)
-    scores = torch.cat([thoughts.rewards, doubles((answer,))])
-    advantages = group_relative_advantages(scores, torch.zeros(4, dtype=torch.int64), scale="group_std")
-    assert numbers(row[1]) == pytest.approx(scores.tolist(), abs=0.00501)
-    assert numbers(row[2]) == pytest.approx(advantages.tolist(), abs=0.00501)
+def test_a_group_of_thoughts_and_answers(row):
+    """Behind a line with S 10 and P 2.5: three lines, a right answer and a wrong one."""
+    named = dict(re.findall(r"`(?:rewards\.)?(\w+)` \"?([\w.]+)", row[0]))
+    compare = named.pop("compare")
+    settings = GRFT.model_validate({"compare": compare, "rewards": named})
+    tree = Tree(Prompt(row=0, messages=(), item={}, tokens=np.zeros(1, dtype=np.int32), question=""))
+    line = add_segment(tree, ROOT, 1, tree.new_group(), Kind.THOUGHT)
+    group = tree.new_group()
+    lines = [add_segment(tree, line, 1, group, Kind.THOUGHT) for _ in range(3)]
+    right, wrong = (add_segment(tree, line, 1, group, Kind.ANSWER) for _ in range(2))
+    critiques = {
+        node: Critique(None, (10.0, own), (2.5, progress))
+        for node, own, progress in zip(lines, (10.0, 10.0, 0.0), (5.0, 5.0, 2.5), strict=True)
+    }
+    critiques |= {right: Critique(10.0, (10.0,), (2.5,)), wrong: Critique(0.0, (10.0,), (2.5,))}
+    grades = {right: Grade(1.0), wrong: Grade(0.0)}
+    found = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), settings).details[0]
+    siblings = (*lines, right, wrong)
+    assert numbers(row[1]) == pytest.approx([found[node]["value"] for node in siblings], abs=0.00501)
+    assert numbers(row[2]) == pytest.approx([found[node]["A"] for node in siblings], abs=0.00501)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,6 +339,33 @@ def test_a_draw_by_hand(model):
         assert tree.nodes[node].tokens.tolist() == draw_alone(model, tree, node, (6 + place,))
         for below, child in enumerate(tree.children(node)):
             assert tree.nodes[child].tokens.tolist() == draw_alone(model, tree, child, (6 + place, 4 + below))
+
+
+def test_ends_that_differ_from_thoughts_alone_are_no_signal(sharp_model):
+    """Every thought scores 0 and every end 1: signal where both are compared together."""
+
+    def score(groups):
+        return [
+            [float(tree.nodes[node].stop is not StopReason.CUT) for node in nodes] for tree, nodes in groups
+        ]
+
+    asked: dict[str, Any] = {
+        "begin": lambda _: AfterFourths(),
+        "score": score,
+        "sampling": SamplingSettings(max_new_tokens=14, temperature=3.0),
+    }
+    together, separately = (
+        grow_all(
+            engine_of(sharp_model, 24),
+            Shape((3, 2, 2), "all", draws=3, separately=apart),
+            prompts(5),
+            **asked,
+        )
+        for apart in (False, True)
+    )
+    groups = sum(len({node.group for node in own.tree.nodes[1:]}) for own in separately)
+    assert sum(own.groups_redrawn for own in separately) == 2 * groups
+    assert sum(own.groups_redrawn for own in together) < 2 * groups
 
 
 def test_groups_with_signal_and_groups_of_one_are_drawn_once(model):

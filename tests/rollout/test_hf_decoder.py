@@ -18,6 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from graft.kernels import load_kernels
+from graft.kernels.library import Kernels
 from graft.rollout import hf_decoder
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 
@@ -74,8 +76,17 @@ def make_model(config: PretrainedConfig) -> Any:
     return model
 
 
-def decoder_for(model: Any) -> HuggingFaceDecoder:
-    decoder = HuggingFaceDecoder(model.config, dtype=torch.float32, device=torch.device("cpu"))
+def native_kernels() -> Kernels:
+    kernels = load_kernels()
+    if isinstance(kernels, str):
+        pytest.skip(kernels)
+    return kernels
+
+
+def decoder_for(model: Any, kernels: Kernels | None = None) -> HuggingFaceDecoder:
+    decoder = HuggingFaceDecoder(
+        model.config, dtype=torch.float32, device=torch.device("cpu"), kernels=kernels
+    )
     decoder.load_weights(model.state_dict())
     return decoder
 
@@ -104,12 +115,13 @@ def play(decoder: HuggingFaceDecoder, tokens: list[np.ndarray]) -> list[torch.Te
     return [torch.stack(own) for own in logits]
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_logits_are_those_of_the_whole_sequence(config):
+def test_logits_are_those_of_the_whole_sequence(config, native):
     model = make_model(config)
     rng = np.random.default_rng(1)
     tokens = [rng.integers(0, 90, count).astype(np.int32) for *_, count in ROWS]
-    decoder = decoder_for(model)
+    decoder = decoder_for(model, native_kernels() if native else None)
     for _ in range(2):  # a second round finds nothing of the first
         played = play(decoder, tokens)
         for (_, _, prefix, _), own, logits in zip(ROWS, tokens, played, strict=True):
@@ -169,11 +181,44 @@ def test_a_prefix_does_not_depend_on_the_others():
         torch.testing.assert_close(decoder.begin([prefix], 1, 1)[0], logits, atol=1e-5, rtol=1e-5)
 
 
-def test_bf16_weights_give_fp32_logits_near_those_of_fp32():
-    model = make_model(CONFIGS["llama"])
+@pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
+def test_bf16_weights_give_fp32_logits_near_those_of_fp32(native):
+    model = make_model(CONFIGS["qwen2"])
     exact = decoder_for(model).begin(PREFIXES, 1, 1)
-    decoder = HuggingFaceDecoder(model.config, dtype=torch.bfloat16, device=torch.device("cpu"))
+    decoder = HuggingFaceDecoder(
+        model.config,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        kernels=native_kernels() if native else None,
+    )
+    if native and decoder.packed is None:
+        pytest.skip("this CPU has no bf16 products")
     decoder.load_weights(model.state_dict())
     rounded = decoder.begin(PREFIXES, 1, 1)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_packed_layers_follow_the_weights():
+    """Loaded anew after they were dropped, and loaded over others, as after every update."""
+    model = make_model(CONFIGS["qwen2"])
+    decoder = decoder_for(model, native_kernels())
+    assert decoder.packed is not None
+    first = decoder.begin(PREFIXES, 1, 1)
+    decoder.drop_weights()
+    decoder.load_weights(model.state_dict())
+    assert torch.equal(decoder.begin(PREFIXES, 1, 1), first)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    decoder.load_weights(model.state_dict())
+    torch.testing.assert_close(
+        decoder.begin(PREFIXES, 1, 1), decoder_for(model).begin(PREFIXES, 1, 1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_no_packed_layers_for_a_type_that_the_kernels_do_not_multiply():
+    decoder = HuggingFaceDecoder(
+        CONFIGS["llama"], dtype=torch.float64, device=torch.device("cpu"), kernels=native_kernels()
+    )
+    assert decoder.packed is None

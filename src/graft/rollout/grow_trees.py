@@ -59,6 +59,9 @@ class Shape:
     draws: int = 1
     """Draws of a group at most: while its scores are all equal it is drawn anew, from the same state."""
 
+    separately: bool = False
+    """Whether candidates that go on and those that end the completion are compared apart from each other."""
+
     @property
     def widest(self) -> int:
         """Paths of one prompt that may be open at the same time."""
@@ -179,7 +182,7 @@ class _TreePlan:
         complete = [group for group in touched.values() if group.complete]
         decision = _Decisions()
         for group, scores in zip(complete, self._scores(complete), strict=True):
-            if self._draws_left(group) and not _differ(scores):
+            if self._draws_left(group) and not self._differ(group, scores):
                 self._throw_away(group)
                 carrier, *others = group.candidates
                 decision.dropped += others
@@ -244,6 +247,16 @@ class _TreePlan:
         drafts = [self._draft(group) for group in asked]
         found = dict(zip(map(id, asked), self._score(drafts) if drafts else (), strict=True))
         return [found.get(id(group), ()) for group in groups]
+
+    def _differ(self, group: _Group, scores: Sequence[float | None]) -> bool:
+        """Whether a group has signal: two candidates that are compared and whose scores are not equal. Scores that are
+        missing say nothing."""
+        known = {
+            (self._shape.separately and segment.stop is not StopReason.CUT, score)
+            for (_, segment), score in zip(_segments(group), scores, strict=True)
+            if score is not None
+        }
+        return len(known) > len({apart for apart, _ in known})
 
     def _draft(self, group: _Group) -> tuple[Tree, list[int]]:
         """A tree of the path to a group, and the group."""
@@ -315,11 +328,6 @@ def _add_group(tree: Tree, parent: int, group: _Group) -> list[int]:
         )
         nodes.append(node)
     return nodes
-
-
-def _differ(scores: Sequence[float | None]) -> bool:
-    """Whether a group has signal: two scores that are not equal. Those that are missing say nothing."""
-    return len({score for score in scores if score is not None}) > 1
 
 
 def draw_softmax(scores: Sequence[float], temperature: float, uniform: float) -> int:

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from graft.kernels.library import Kernels
+from graft.kernels.packed_linear import PackedLinears
 from graft.rollout.sampling import Drawn, SamplingSettings, draw_rows
 from graft.types import Tokens
 
@@ -36,13 +38,21 @@ class HuggingFaceDecoder:
     name = "generic"
     width_invariant = False  # the library's matrix products may choose another kernel for another width
 
-    def __init__(self, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels | None = None,
+    ) -> None:
         """Build an empty model of this configuration; `load_weights` fills it.
 
         Args:
             config: of the plain model, without adapters.
             dtype: of weights, cache and matrix products; logits are fp32.
             device: where it runs.
+            kernels: compute the linear layers, where they have an engine for this type on the CPU; None: torch does.
         """
         ALL_ATTENTION_FUNCTIONS.register(NAME, _attention_for_transformers)
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
@@ -55,6 +65,10 @@ class HuggingFaceDecoder:
         self._head: nn.Module = self._model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         self._device = device
         self._cache = _Cache()
+        engine = kernels.engine_for(dtype) if kernels is not None and device.type == "cpu" else None
+        self.packed = None  # what computes the linear layers instead of torch
+        if kernels is not None and engine is not None:
+            self.packed = PackedLinears(self._model, kernels, engine)
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -63,6 +77,8 @@ class HuggingFaceDecoder:
             if target.shape != state[name].shape:  # after drop_weights
                 target.data = target.data.new_empty(state[name].shape)
             target.copy_(state[name])
+        if self.packed is not None:
+            self.packed.load()
         self._cache = _Cache()
 
     def drop_weights(self) -> None:
@@ -70,6 +86,8 @@ class HuggingFaceDecoder:
         self._cache = _Cache()
         for parameter in self._model.parameters():
             parameter.data = parameter.data.new_empty(0)
+        if self.packed is not None:
+            self.packed.drop()
 
     @torch.no_grad()
     def begin(self, prefixes: Sequence[Tokens], slots: int, max_new_tokens: int) -> Tensor:
@@ -87,7 +105,7 @@ class HuggingFaceDecoder:
             cache.filling = group
             hidden = self._forward(torch.from_numpy(tokens), torch.arange(longest).expand(len(group), -1))
             last = torch.from_numpy(cache.prefix_lengths[group] - 1).to(self._device)
-            scores = self._head(hidden[torch.arange(len(group), device=self._device), last]).float()
+            scores = self._logits(hidden[torch.arange(len(group), device=self._device), last])
             for row, prefix in enumerate(group):
                 logits[prefix] = scores[row]
         cache.filling = None
@@ -109,7 +127,7 @@ class HuggingFaceDecoder:
         cache.point_at(torch.from_numpy(positions).to(self._device))
         cache.stepping = torch.from_numpy(rows).to(self._device)
         hidden = self._forward(torch.from_numpy(ids)[:, None], torch.from_numpy(positions)[:, None])
-        return self._head(hidden[cache.stepping, 0]).float()
+        return self._logits(hidden[cache.stepping, 0])
 
     def release(self, slot: int) -> None:
         """Its row may be squeezed out; see `Decoder.release`."""
@@ -134,6 +152,11 @@ class HuggingFaceDecoder:
             use_cache=False,
             graft_cache=self._cache,
         ).last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self.packed is not None and type(self._head) is nn.Linear:
+            return self.packed.multiply(self._head, hidden, torch.float32)
+        return self._head(hidden).float()
 
 
 class _Cache:
