@@ -27,6 +27,9 @@ class Side:
     plain: Fraction
     """With percents and cents as if the sign were not there."""
 
+    terms: tuple[Fraction, ...] | None = None
+    """What a sum of plain numbers adds up, with signs: 3 and -7 of `3 - 7`. None: not such a sum."""
+
     @property
     def computes(self) -> bool:
         """Whether it is more than a number."""
@@ -141,7 +144,37 @@ def _side(symbols: Sequence[Symbol]) -> Side | None:
         if end < len(symbols):
             return None
         readings.append(value)
-    return Side(_spell(symbols), numbers, *readings)
+    return Side(_spell(symbols), numbers, *readings, terms=_terms(symbols))
+
+
+def sums_in(text: str) -> list[Side]:
+    """The sums of plain numbers in a text that are no part of something longer."""
+    symbols = symbols_in(text)
+    found, start = [], 0
+    while start < len(symbols):
+        end = start
+        while end < len(symbols) and symbols[end].kind not in (Kind.BREAK, Kind.EQUALS, Kind.WORD):
+            end += 1
+        side = _side(symbols[start:end])
+        if side is not None and side.computes and side.terms is not None:
+            found.append(side)
+        start = end + 1
+    return found
+
+
+def _terms(symbols: Sequence[Symbol]) -> tuple[Fraction, ...] | None:
+    """The signed numbers of an expression that only adds and subtracts them."""
+    found: list[Fraction] = []
+    sign = 1
+    for symbol in symbols:
+        if symbol.number is not None:
+            found.append(sign * symbol.number.value)
+            sign = 1
+        elif symbol.kind is Kind.OPERATOR and symbol.text in "+-":
+            sign *= -1 if symbol.text == "-" else 1
+        else:
+            return None
+    return tuple(found)
 
 
 class _NoExpressionError(Exception):

@@ -1,7 +1,8 @@
 """The critic `equations`: does every equation of a thought hold, and do its numbers come from somewhere?
 
 S_k = B x share of right equations in thought k, times `unknown_operand_factor` if an operand is neither in the question
-nor a result written before; B/2 without an equation.
+nor a result written before; B/2 without an equation. Where the question states a sum, `stated_sum.py` keeps its terms,
+and the factor is for equations that do not add up terms that are left.
 P_k = B x (numbers of the question that right equations have used so far) / (numbers in the question), each occurrence
 counted once; B/2 where the question has none.
 G = B x the grade's score.
@@ -17,7 +18,8 @@ from fractions import Fraction
 from graft.critics.arithmetic import Equation, equations_in
 from graft.critics.question import Given, numbers_given, readings
 from graft.critics.scores import overall_score, share_of_time
-from graft.critics.symbols import Number, show
+from graft.critics.stated_sum import TermsLeft, stated_sum
+from graft.critics.symbols import show
 from graft.types import Chain, Critique
 
 
@@ -38,16 +40,17 @@ class EquationsCritic:
         return share_of_time([self._judge(chain) for chain in chains], began)
 
     def _judge(self, chain: Chain) -> Critique:
-        record = _Record(numbers_given(chain.prompt.question))
+        terms = stated_sum(chain.prompt.question)
+        record = _Record(numbers_given(chain.prompt.question)) if terms is None else TermsLeft(terms)
         thoughts, progress, reasons = [], [], []
         for text in chain.thoughts:
             equations = equations_in(text)
             wrong = [equation for equation in equations if not equation.holds]
-            unknown = [number for equation in equations for number in record.take(equation)]
+            problems = [problem for equation in equations for problem in record.take(equation)]
             score = 1 - len(wrong) / len(equations) if equations else 0.5
-            thoughts.append(self._scale * score * (self._factor if unknown else 1.0))
+            thoughts.append(self._scale * score * (self._factor if problems else 1.0))
             progress.append(self._scale * record.share_used)
-            reasons.append(_reason(equations, wrong, unknown))
+            reasons.append(_reason(equations, wrong, problems))
         return Critique(
             overall=overall_score(chain.grade, self._scale),
             thoughts=tuple(thoughts),
@@ -69,8 +72,8 @@ class _Record:
         """Of the question's numbers; one half where it has none."""
         return 1 - self._left.total() / self._numbers if self._numbers else 0.5
 
-    def take(self, equation: Equation) -> list[Number]:
-        """Enter an equation; its operands that come from nowhere."""
+    def take(self, equation: Equation) -> list[str]:
+        """Enter an equation; what speaks against its operands."""
         operands = equation.computed.numbers
         unknown = [number for number in operands if not self._known.intersection(readings(number))]
         if equation.holds:
@@ -82,15 +85,14 @@ class _Record:
                 self._known.update(readings(number))
         for side in (equation.left, equation.right):
             self._known |= {side.value, side.plain}
-        return unknown
+        return [f"{number} is neither in the question nor a result before" for number in unknown]
 
 
-def _reason(equations: Sequence[Equation], wrong: Sequence[Equation], unknown: Sequence[Number]) -> str:
+def _reason(equations: Sequence[Equation], wrong: Sequence[Equation], problems: Sequence[str]) -> str:
     if not equations:
         return "no equation"
     parts = [
         f"{equation} is wrong: {equation.computed.text} = {show(equation.computed.value)}"
         for equation in wrong
     ]
-    parts += [f"{number} is neither in the question nor a result before" for number in dict.fromkeys(unknown)]
-    return "; ".join(parts)
+    return "; ".join([*parts, *dict.fromkeys(problems)])

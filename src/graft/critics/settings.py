@@ -24,7 +24,7 @@ class Equations(CriticSection):
 
     unknown_operand_factor: float = Field(default=0.5, ge=0, le=1)
     """What a thought keeps of its score when it computes with a number that is neither in the question nor an earlier
-    result."""
+    result; where the question states a sum of three or more numbers, when it does not add up what is left of it."""
 
 
 class Judge(CriticSection):
