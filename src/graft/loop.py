@@ -380,6 +380,12 @@ class Loop:
                 peak_memory_gb=peak_memory_gb(self.parts.device),
             )
         )
+        self.trainer_of_phase.moved = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether weights and counts belong together, so that a checkpoint may be written."""
+        return self.trainer is None or not self.trainer.moved
 
     def append(self, record: dict[str, object]) -> None:
         """A line of metrics, to the run folder and to whoever watches."""
