@@ -96,6 +96,7 @@ def _give(
     """A mean over the trained tokens of the step, each node once; what the probability mask leaves out has no part."""
     masks = [_trained(evidence, each, settings) for each in found]
     counts = [int(mask.sum()) for mask in masks]
+    tokens = sum(counts)
     trained = [place for place, count in enumerate(counts) if count]
     credits = [Credit({}, {}) for _ in evidence.trees]
     details: list[dict[int, dict[str, float]]] = [{} for _ in evidence.trees]
@@ -112,7 +113,7 @@ def _give(
         each, mask = found[place], masks[place]
         credit = credits[each.tree]
         credit.advantages[each.node] = np.full(len(mask), advantage, dtype=np.float32)  # pyright: ignore[reportIndexIssue]
-        credit.weights[each.node] = mask / sum(counts)  # pyright: ignore[reportIndexIssue]
+        credit.weights[each.node] = mask / tokens  # pyright: ignore[reportIndexIssue]
     return StepCredit(credits, *groups, denominators, details=details)
 
 
