@@ -70,11 +70,10 @@ def credit_siblings(evidence: Evidence, settings: GRFT) -> StepCredit:
             credit, own = credits[node.tree], float(advantages[place])
             credit.advantages[node.node] = np.full(lengths[place], own, dtype=np.float32)  # pyright: ignore[reportIndexIssue]
             credit.weights[node.node] = np.full(lengths[place], float(weights[place]))  # pyright: ignore[reportIndexIssue]
-    with_signal = len(numbering) - len(set(groups[idle].tolist()))
     return StepCredit(
         credits,
         len(numbering),
-        with_signal,
+        len(set(groups[~idle].tolist())),
         [float(index in prompts) for index in range(len(credits))],
         facts=_facts(evidence, nodes),
         details=details,
