@@ -100,6 +100,17 @@ def test_within_a_node_single_tokens_are_masked():
     assert credit.trees[0].weights[1].tolist() == [0.0, 1.0, 0.0]
 
 
+def test_a_token_that_was_certain_never_trains():
+    """Its probability is not below the mask, but at it."""
+    tree = Tree(group(1).prompt)
+    answer = tree.add(
+        ROOT, [5, 6], [0.0, -1.0], group=tree.new_group(), kind=Kind.ANSWER, stop=StopReason.EOS
+    )
+    evidence = Evidence([tree], [{answer: Grade(1.0)}], critiques=[{answer: Critique(10.0)}])
+    credit = credit_steps(evidence, SPOChain(train_below=1.0, whiten=False))
+    assert credit.trees[0].weights[answer].tolist() == [0.0, 1.0]
+
+
 def test_a_tree_by_hand():
     """Leaves 1, 0 and 1, 1: values 1/2 and 1 above them, 3/4 at the root. Fifteen tokens."""
     tree, leaves = two_by_two()
