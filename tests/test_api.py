@@ -15,9 +15,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graft
 from graft.config_file import check_config, load_config
-from graft.errors import CheckpointError, ConfigError, DataError, DivergenceError, GraderError, ModelError
+from graft.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    GraderError,
+    ModelError,
+    ResourceError,
+)
+from graft.report.metrics import without_wall_clock
 from graft.report.run_folder import RunFolder
 from graft.runs import start_run
+from graft.update import step
 
 ROWS = [{"prompt": f"What is {n} + 1?", "answer": n + 1} for n in range(12)]
 
@@ -193,6 +203,57 @@ def test_resume_of_a_run_that_failed_half_way(model):
     run = graft.resume("broken", rows=ROWS, reward=by_length)
     steps = [r["step"] for r in RunFolder.open("broken").read_metrics() if r["stage"] == "train"]
     assert (run.summary["status"], steps) == ("finished", [1, 2])
+
+
+def test_an_error_keeps_the_steps_before_it(model):
+    """Without `checkpoints.every`: the grader fails in the second step, and resuming does not make the first again."""
+    graded = []
+
+    def breaks(completion, item):
+        graded.append(completion)
+        if len(graded) == 7:
+            raise OSError("the judge is gone")
+        return float(len(completion) % 2)
+
+    undisturbed = graft.train(
+        model, ROWS, lambda completion, item: float(len(completion) % 2), run="whole", **SMALL
+    )
+    with pytest.raises(GraderError, match="the judge is gone"):
+        graft.train(model, ROWS, breaks, run="broken", **SMALL)
+    assert [p.name for p in Path("broken/checkpoints").iterdir()] == ["step-000001"]
+    run = graft.resume("broken", rows=ROWS, reward=breaks)
+    assert len(graded) == 4 + 4 + 4
+    one, other = (
+        [without_wall_clock(r) for r in RunFolder.open(each.path).read_metrics()]
+        for each in (undisturbed, run)
+    )
+    assert one == other
+
+
+def test_an_error_before_the_first_step_writes_no_checkpoint(model):
+    def breaks(completion, item):
+        raise OSError("the judge is gone")
+
+    with pytest.raises(GraderError):
+        graft.train(model, ROWS, breaks, run="broken", **SMALL)
+    assert not Path("broken/checkpoints").exists()
+
+
+def test_an_error_in_the_midst_of_a_step_writes_no_checkpoint(model, monkeypatch):
+    """Two updates a step, and no memory for the fourth: the weights are those of no step."""
+    made = []
+
+    def optimise(*args, **kwargs):
+        made.append(1)
+        if len(made) == 4:
+            raise MemoryError
+        return step.optimise(*args, **kwargs)
+
+    monkeypatch.setattr("graft.trainer.optimise", optimise)
+    with pytest.raises(ResourceError):
+        graft.train(model, ROWS, by_length, run="broken", algorithm__updates_per_batch=2, **SMALL)
+    assert len(made) == 4
+    assert not Path("broken/checkpoints").exists()
 
 
 def test_a_run_that_diverges_keeps_its_checkpoint_and_comes_to_the_same_place_again(model):

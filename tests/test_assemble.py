@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import MistralConfig
 
-from graft.assemble import refuse_short_window
+from graft.algorithm_parts import AdaptiveKL, Value
+from graft.algorithm_settings import GRPO, PPO, RFT, PolicyKL
+from graft.assemble import algorithm_notes, assemble, refuse_short_window
 from graft.config_file import check_config
 from graft.errors import ModelError
+from tests.tasks import task_settings, write_task
 
 
 @pytest.mark.parametrize(("window", "refused"), [(99, True), (100, False), (None, False)])
@@ -31,3 +37,40 @@ def test_a_window_shorter_than_the_longest_path_is_refused(window, refused):
             refuse_short_window(config, policy)  # pyright: ignore[reportArgumentType] - a double
     else:
         refuse_short_window(config, policy)  # pyright: ignore[reportArgumentType]
+
+
+def child_processes() -> set[str]:
+    threads = Path(f"/proc/{os.getpid()}/task").iterdir()
+    return {child for thread in threads for child in (thread / "children").read_text().split()}
+
+
+def test_what_a_grader_holds_is_closed_when_the_model_is_missing(tmp_path):
+    """The sandbox of a `python` grader has a process of its own as soon as it is open."""
+    write_task(tmp_path, "nonesuch")
+    settings = task_settings(tmp_path, "nonesuch", grading={"sandbox": {"unsafe": True}})
+    settings["grader"] = {"type": "python", "source": "def grade(sample, item):\n    return 1.0\n"}
+    before = child_processes()
+    with pytest.raises(ModelError, match="nonesuch"):
+        assemble(check_config(settings, where="test"))
+    assert child_processes() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (GRPO(), []),
+        (RFT(kl=PolicyKL(of="rollout")), ["algorithm.kl.of = 'rollout'"]),
+        (RFT(value=Value(warmup_steps=3)), ["algorithm.value.warmup_steps = 3"]),
+        (RFT(kl=PolicyKL(anchor="rollout")), ["with one update a batch trains nothing"]),
+        (RFT(kl=PolicyKL(anchor="rollout"), updates_per_batch=2), []),
+        (
+            RFT(kl=PolicyKL(anchor="rollout"), refresh_every=2),
+            [],
+        ),  # the second batch's anchor is an older policy
+        (PPO(kl=AdaptiveKL(coefficient=0.1, estimator="exact")), ["algorithm.kl.estimator = 'exact'"]),
+    ],
+)
+def test_settings_that_may_surprise_are_noted(settings: Any, said: list[str]):
+    notes = algorithm_notes(settings)
+    assert len(notes) == len(said)
+    assert all(words in note for words, note in zip(said, notes, strict=True))

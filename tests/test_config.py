@@ -364,6 +364,12 @@ def test_what_cannot_go_together():
     assert "leave one of them out" in refusal(anchored)
 
 
+@pytest.mark.parametrize("name", ["grft", "spo_tree"])
+def test_a_tree_has_a_depth(name):
+    shape = {"shape": "tree"} if name == "grft" else {}
+    assert "algorithm.branching" in refusal({"algorithm": {"name": name, **shape, "branching": []}})
+
+
 def test_a_tree_needs_a_slot_for_each_open_path():
     wide = {"name": "grft", "shape": "tree", "branching": [4, 4, 5]}
     assert "keeps 80 paths of a prompt open" in refusal({"algorithm": wide})
@@ -385,6 +391,9 @@ def test_either_steps_or_epochs():
     assert "give one of" in refusal({"training": {"steps": None}})
     sft = {"algorithm": {"name": "sft", "worked": "key:w"}}
     assert "'sft' draws no tokens" in refusal({**sft, "training": {"steps": None, "generated_tokens": 5}})
+    counted = {"evaluation": {"every_generated_tokens": 5}}
+    assert "evaluation.every_generated_tokens: 'sft' draws no tokens" in refusal({**sft, **counted})
+    check(counted)
 
 
 def test_settings_cannot_be_changed_after_checking():

@@ -13,16 +13,14 @@ from graft.tree import ROOT, Kind, Tree
 from graft.types import Critique, Grade, Outcome, StopReason
 from tests.test_algorithms import flat, group
 from tests.test_crediting_trees import OUTCOME, two_by_two
-from tests.trees import add_segment
+from tests.trees import add_chain, add_segment
 
 
 def two_chains() -> tuple[Tree, Evidence]:
     """Two thoughts and an answer, right: nodes 1, 2, 3 of 2, 1, 3 tokens; a thought that was cut off: node 4 of 4."""
     tree = Tree(group(1).prompt)
     top = tree.new_group()
-    one = add_segment(tree, ROOT, 2, top, Kind.THOUGHT)
-    two = add_segment(tree, one, 1, top, Kind.THOUGHT)
-    three = add_segment(tree, two, 3, top, Kind.ANSWER)
+    *_, three = add_chain(tree, top, 2, 1, 3)
     four = tree.add(ROOT, [5] * 4, [-0.05] * 4, group=top, kind=Kind.THOUGHT, stop=StopReason.LENGTH)
     critiques = {
         three: Critique(10.0, (5.0, 9.0), (2.5, 7.5), initial_progress=5.0),
@@ -100,6 +98,17 @@ def test_within_a_node_single_tokens_are_masked():
         Evidence([tree], [{answer: Grade(1.0)}], critiques=[critiques]), SPOChain(whiten=False)
     )
     assert credit.trees[0].weights[1].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_token_that_was_certain_never_trains():
+    """Its probability is not below the mask, but at it."""
+    tree = Tree(group(1).prompt)
+    answer = tree.add(
+        ROOT, [5, 6], [0.0, -1.0], group=tree.new_group(), kind=Kind.ANSWER, stop=StopReason.EOS
+    )
+    evidence = Evidence([tree], [{answer: Grade(1.0)}], critiques=[{answer: Critique(10.0)}])
+    credit = credit_steps(evidence, SPOChain(train_below=1.0, whiten=False))
+    assert credit.trees[0].weights[answer].tolist() == [0.0, 1.0]
 
 
 def test_a_tree_by_hand():

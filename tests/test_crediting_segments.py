@@ -13,7 +13,7 @@ from graft.crediting_segments import correlation, credit_process, credit_segment
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Appraisal, Critique, Grade, Outcome
 from tests.test_algorithms import flat, group
-from tests.trees import add_segment
+from tests.trees import add_chain, add_segment
 
 CRITIC: dict[str, Any] = {"std_epsilon": 1e-12, "dampen": 1.0}
 
@@ -22,9 +22,7 @@ def chain() -> tuple[Tree, Evidence]:
     """Two thoughts of 2 and 1 tokens and an answer of 3."""
     tree = Tree(group(1).prompt)
     top = tree.new_group()
-    one = add_segment(tree, ROOT, 2, top, Kind.THOUGHT)
-    two = add_segment(tree, one, 1, top, Kind.THOUGHT)
-    three = add_segment(tree, two, 3, top, Kind.ANSWER)
+    *_, three = add_chain(tree, top, 2, 1, 3)
     values = {1: np.array([0.5, 9, 9]), 2: np.array([1.0]), 3: np.array([2.0, 9, 9])}
     appraisal = Appraisal(old_values={n: v.astype(np.float32) for n, v in values.items()})
     critique = Critique(10.0, (10.0, 0.0), (4.0, 8.0))
@@ -84,8 +82,7 @@ def two_completions() -> tuple[Tree, Evidence]:
     """One with a thought and an answer, one that was cut off in its second thought."""
     tree = Tree(group(1).prompt)
     top = tree.new_group()
-    one = add_segment(tree, ROOT, 2, top, Kind.THOUGHT)
-    two = add_segment(tree, one, 1, top, Kind.ANSWER)
+    _, two = add_chain(tree, top, 2, 1)
     three = add_segment(tree, ROOT, 1, top, Kind.THOUGHT)
     four = add_segment(tree, three, 4, top, Kind.THOUGHT)
     critiques = {two: Critique(10.0, (8.0,), (5.0,)), four: Critique(0.0, (4.0, 4.0), (3.0, 3.0))}
@@ -162,11 +159,8 @@ def test_process_supervision_by_hand():
     """Two completions of one group. Step rewards 10, 0 and G = 10; 4 and G = 0: mean 4.8. Sums over later steps."""
     tree = Tree(group(1).prompt)
     top = tree.new_group()
-    one = add_segment(tree, ROOT, 2, top, Kind.THOUGHT)
-    two = add_segment(tree, one, 1, top, Kind.THOUGHT)
-    three = add_segment(tree, two, 1, top, Kind.ANSWER)
-    four = add_segment(tree, ROOT, 3, top, Kind.THOUGHT)
-    five = add_segment(tree, four, 1, top, Kind.ANSWER)
+    one, two, three = add_chain(tree, top, 2, 1, 1)
+    four, five = add_chain(tree, top, 3, 1)
     critiques = {three: Critique(10.0, (10.0, 0.0), (0.0, 0.0)), five: Critique(0.0, (4.0,), (0.0,))}
     grades = {three: Grade(1.0), five: Grade(0.0)}
     evidence = Evidence([tree], [grades], critiques=[critiques])

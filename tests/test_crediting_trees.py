@@ -187,3 +187,19 @@ def test_nothing_to_compare():
     failed = dict.fromkeys(leaves, Grade(None, Outcome.CRASHED))
     credit = credit_siblings(Evidence([tree], [failed]), OUTCOME)
     assert (credit.groups, flat(credit.trees[0]), credit.denominators) == (0, {}, [0.0])
+
+
+def test_a_prompt_without_grades_adds_nothing_to_the_denominator():
+    tree, leaves = two_by_two()
+    grades = dict(zip(leaves, map(Grade, (1.0, 0.0, 1.0, 1.0)), strict=True))
+    credit = credit_siblings(Evidence([tree, two_by_two()[0]], [grades, {}]), OUTCOME)
+    assert credit.denominators == [1.0, 0.0]
+
+
+def test_of_a_thought_on_several_paths_the_first_critique_counts():
+    tree, leaves = two_by_two()
+    thoughts = ((10.0,), (0.0,), (5.0,), (5.0,))
+    critiques = {leaf: Critique(0.0, own, (5.0,)) for leaf, own in zip(leaves, thoughts, strict=True)}
+    grades = dict.fromkeys(leaves, Grade(0.0))
+    scores = critic_scores(tree, grades, critiques, ThoughtRewards(), scale=10.0)
+    assert [scores[tree.nodes[leaf].parent][1]["S"] for leaf in (leaves[0], leaves[2])] == [10.0, 5.0]

@@ -150,6 +150,19 @@ def test_dynamic_sampling(task):
     assert any("a step draws 15 prompts in 2 rounds" in line for line in said.assumptions)
 
 
+def test_a_missing_score_is_no_signal(task):
+    """Of each group of two one cannot be graded: the other has nobody to be compared with, as in the run."""
+    Path("grader.py").write_text(
+        "graded = []\ndef reward(completion, item):\n"
+        "    graded.append(item)\n    return float('nan') if len(graded) % 2 else 0.5\n"
+    )
+    config = task(
+        {"name": "dapo", "group_size": 2, "max_sampling_rounds": 2, "overlong": {"buffer_share": 0}},
+        grading={"max_failure_rate": 1.0},
+    )
+    assert estimate_run(config).tokens_sampled_training == STEPS * (3 + 12) * 2 * LIMIT
+
+
 def test_a_judge_is_not_asked(task):
     critic = {"type": "judge", "model": "strict"}
     config = task(

@@ -99,3 +99,12 @@ def add_segment(tree: Tree, parent: int, length: int, group: int, kind: Kind) ->
     """A thought or an answer of so many equal tokens below a node; its id."""
     stop = StopReason.EOS if kind is Kind.ANSWER else StopReason.CUT
     return tree.add(parent, [5] * length, [-1.0] * length, group=group, kind=kind, stop=stop)
+
+
+def add_chain(tree: Tree, group: int, *lengths: int) -> list[int]:
+    """A completion of thoughts and an answer of so many tokens each, below the prompt; their ids."""
+    nodes = [ROOT]
+    for place, length in enumerate(lengths, start=1):
+        kind = Kind.ANSWER if place == len(lengths) else Kind.THOUGHT
+        nodes.append(add_segment(tree, nodes[-1], length, group, kind))
+    return nodes[1:]

@@ -299,7 +299,7 @@ class GRFT(Sampled, Reused):
     max_depth: int = Field(default=16, ge=1)
     """`chain`: groups at most. The candidates of the last are drawn to the end of the completion."""
 
-    branching: tuple[Annotated[int, Field(ge=1)], ...] = (4, 4, 4)
+    branching: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(4, 4, 4), min_length=1)
     """`tree`: candidates at each depth. Those of the last are drawn to the end of the completion."""
 
     survivor: Literal["sample", "best", "softmax"] = "sample"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from graft.algorithm_settings import SFT, OfThoughts
+from graft.algorithm_settings import SFT, AlgorithmSettings, OfThoughts, Sampled
 from graft.config import Data, Model, Rollout, RunConfig, Sampling
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
@@ -62,12 +63,12 @@ class Parts:
     notes: Sequence[str]
     """Decisions worth a line on the terminal, e.g. why the generic engine is used."""
 
+    held: ExitStack
+    """What grader and critic hold open."""
+
     def close(self) -> None:
         """Close what grader and critic hold open."""
-        if self.critic is not None:
-            self.critic.close()
-        if self.grader is not None:
-            self.grader.close()
+        self.held.close()
 
 
 def assemble(
@@ -91,75 +92,89 @@ def assemble(
     train_rows, held_out_rows = read_and_split(
         config.data, seed=config.seed, base=Path(config.base), rows=rows
     )
-    grader = build_grader(config, [*train_rows, *held_out_rows], reward=reward)
-    device = choose_device(config.model.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    policy = load_policy(config.model, device, seed=config.seed, progress=progress)
-    encoder = ChatEncoder(policy.tokenizer, config.model.chat_template_kwargs)
-    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "long_prompts": config.data.long_prompts}
-    train = prompts_from_rows(train_rows, encoder, **limits)
-    held_out = prompts_from_rows(held_out_rows, encoder, **limits) if held_out_rows else []
-    refuse_short_window(config, policy)
-    check_packed_forward(PolicyForward(policy.plain, Precision("exact", device)))
-    precision = choose_precision(config.model.precision, device)
-    forward = build_forward(policy.plain, precision)
-    notes = []
-    engine = None
-    if grader is not None:
-        engine, note = build_engine(config.rollout, policy, precision)
-        notes += [note] if note else []
-    critic = None
-    if isinstance(config.algorithm, OfThoughts) and engine is not None and grader is not None:
-        critic = open_thought_critic(
-            config,
-            config.algorithm,
-            encoder,
+    with ExitStack() as opened:
+        grader = build_grader(config, [*train_rows, *held_out_rows], reward=reward)
+        if grader is not None:
+            opened.callback(grader.close)
+        device = choose_device(config.model.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        policy = load_policy(config.model, device, seed=config.seed, progress=progress)
+        encoder = ChatEncoder(policy.tokenizer, config.model.chat_template_kwargs)
+        limits = {
+            "max_prompt_tokens": config.data.max_prompt_tokens,
+            "long_prompts": config.data.long_prompts,
+        }
+        train = prompts_from_rows(train_rows, encoder, **limits)
+        held_out = prompts_from_rows(held_out_rows, encoder, **limits) if held_out_rows else []
+        refuse_short_window(config, policy)
+        check_packed_forward(PolicyForward(policy.plain, Precision("exact", device)))
+        precision = choose_precision(config.model.precision, device)
+        forward = build_forward(policy.plain, precision)
+        notes = []
+        engine = None
+        if grader is not None:
+            engine, note = build_engine(config.rollout, policy, precision)
+            notes += [note] if note else []
+        critic = None
+        if isinstance(config.algorithm, OfThoughts) and engine is not None and grader is not None:
+            critic = open_thought_critic(
+                config,
+                config.algorithm,
+                encoder,
+                engine=engine,
+                grader=grader,
+                sampling=sampling_settings(config.sampling),
+                device=str(device),
+            )
+            opened.callback(critic.close)
+        notes += [*algorithm_notes(config.algorithm), *validation_notes(config, held_out)]
+        dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
+        if dropped:
+            notes.append(
+                f"{dropped} rows left out: longer than data.max_prompt_tokens = {config.data.max_prompt_tokens}"
+            )
+        return Parts(
+            config=config,
+            policy=policy,
+            forward=forward,
             engine=engine,
+            encoder=encoder,
             grader=grader,
-            sampling=sampling_settings(config.sampling),
-            device=str(device),
+            critic=critic,
+            train=train,
+            held_out=held_out,
+            device=device,
+            fingerprint=fingerprint(device, precision, engine),
+            notes=notes,
+            held=opened.pop_all(),
         )
-    kl = getattr(config.algorithm, "kl", None)
-    if kl is not None and getattr(kl, "of", "policy") == "rollout" and kl.coefficient:
+
+
+def algorithm_notes(settings: AlgorithmSettings) -> list[str]:
+    """What the algorithm's settings leave untrained, where that may surprise."""
+    if not isinstance(settings, Sampled):
+        return []
+    notes, kl = [], settings.kl
+    if getattr(kl, "of", "policy") == "rollout" and kl.coefficient:
         notes.append("algorithm.kl.of = 'rollout': KL is reported (kl_to_initial) and trains nothing")
-    value = getattr(config.algorithm, "value", None)
+    value = getattr(settings, "value", None)
     if value is not None and value.warmup_steps:
         notes.append(
             f"algorithm.value.warmup_steps = {value.warmup_steps}: the first steps train the value model alone"
         )
-    if kl is not None and kl.in_loss and getattr(kl, "anchor", "initial") == "rollout":
-        updates = getattr(config.algorithm, "updates", 1)
-        if updates == 1:
-            notes.append(
-                "algorithm.kl.anchor = 'rollout' with one update a batch trains nothing: the policy has not left the "
-                "anchor yet, and there the penalty's gradient is 0"
-            )
-    if kl is not None and kl.in_reward and kl.estimator == EXACT:
+    on_rollout = getattr(kl, "anchor", "initial") == "rollout"
+    if on_rollout and kl.in_loss and settings.updates == settings.refresh_every == 1:
+        notes.append(
+            "algorithm.kl.anchor = 'rollout' with one update a batch trains nothing: the policy has not left the "
+            "anchor yet, and there the penalty's gradient is 0"
+        )
+    if kl.in_reward and kl.estimator == EXACT:
         notes.append(
             "algorithm.kl.estimator = 'exact' in the reward charges tokens for the states that they lead to, not for "
             "their own choice: 'k1' there has both parts, and 'exact' with kl.place = 'loss' the second"
         )
-    notes += validation_notes(config, held_out)
-    dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
-    if dropped:
-        notes.append(
-            f"{dropped} rows left out: longer than data.max_prompt_tokens = {config.data.max_prompt_tokens}"
-        )
-    return Parts(
-        config=config,
-        policy=policy,
-        forward=forward,
-        engine=engine,
-        encoder=encoder,
-        grader=grader,
-        critic=critic,
-        train=train,
-        held_out=held_out,
-        device=device,
-        fingerprint=fingerprint(device, precision, engine),
-        notes=notes,
-    )
+    return notes
 
 
 def validation_notes(config: RunConfig, held_out: Sequence[Prompt]) -> list[str]:

@@ -342,8 +342,9 @@ class Checkpoints(Section):
     """What is kept on disk to go on from."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints. One is written at the end and on Ctrl-C in any case; without this there is no other,
-    and a run that is killed starts anew."""
+    """Steps between checkpoints. One is written at the end, on Ctrl-C and after an error in any case, unless the run
+    diverged or stood in the midst of several updates; without this there is no other, and a run that is killed starts
+    anew."""
 
     keep_last: int = Field(default=1, ge=1)
     """Newest checkpoints kept."""
@@ -429,12 +430,20 @@ class RunConfig(Section):
             raise ValueError(
                 "give either data.held_out (split off) or data.held_out_source (rows of their own)"
             )
-        if self.training.generated_tokens is not None and isinstance(self.algorithm, SFT):
-            raise ValueError(
-                f"training.generated_tokens: '{self.algorithm.name}' draws no tokens; give training.steps or epochs"
-            )
+        if isinstance(self.algorithm, SFT):
+            self._refuse_counting_tokens(self.algorithm.name)
         self._refuse_what_cannot_be()
         return self
+
+    def _refuse_counting_tokens(self, algorithm: str) -> None:
+        if self.training.generated_tokens is not None:
+            raise ValueError(
+                f"training.generated_tokens: '{algorithm}' draws no tokens; give training.steps or epochs"
+            )
+        if self.evaluation.every_generated_tokens is not None:
+            raise ValueError(
+                f"evaluation.every_generated_tokens: '{algorithm}' draws no tokens; give evaluation.every (steps)"
+            )
 
     def _refuse_what_cannot_be(self) -> None:
         self._refuse_stopping_without_a_loss()

@@ -5,7 +5,7 @@ Made of the pure functions in `credit/` and `objective/reduce.py`; the rows of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +124,16 @@ def scored_samples(evidence: Evidence) -> list[ScoredSample]:
     return samples
 
 
+def judged_completions(evidence: Evidence) -> Iterator[tuple[int, list[int], Critique]]:
+    """Tree, segments and critique of every completion that has a grade and a critique, tree by tree. The others have no
+    part in anything."""
+    known = zip(evidence.trees, evidence.grades, evidence.critiques, strict=True)
+    for index, (tree, grades, critiques) in enumerate(known):
+        for leaf, critique in critiques.items():
+            if grades[leaf].score is not None and critique.scored:
+                yield index, tree.path(leaf)[1:], critique
+
+
 def credit_needs_appraisal(settings: Any) -> bool:
     """Whether the credit depends on what networks say of the tokens: on values, or on a KL in the reward."""
     if not isinstance(settings, Sampled):
@@ -177,8 +187,7 @@ def credit_groups(
         evidence, samples, advantages_of(rewards, groups), settings, left_out=left_out.tolist()
     )
     number = len({sample.group for sample in samples})
-    with_signal = number - len(set(groups[idle].tolist()))
-    return StepCredit(credits, number, with_signal, denominators)
+    return StepCredit(credits, number, len(set(groups[~idle].tolist())), denominators)
 
 
 def credit_running_mean(evidence: Evidence, settings: Reinforce) -> StepCredit:

@@ -15,7 +15,7 @@ import torch
 from graft.algorithm_rollouts import OfRollouts, SPOChain, SPOTree, VinePPO
 from graft.credit.group import group_mean, group_relative_advantages, without_signal
 from graft.credit.whiten import whiten
-from graft.crediting import Evidence, StepCredit
+from graft.crediting import Evidence, StepCredit, judged_completions
 from graft.crediting_trees import outcome_values
 from graft.types import Credit
 
@@ -45,21 +45,18 @@ def credit_steps(evidence: Evidence, settings: VinePPO | SPOChain) -> StepCredit
     the same advantage of its segments.
     """
     found = []
-    for index, tree in enumerate(evidence.trees):
-        critiques = evidence.critiques[index]
-        starts = [c.initial_progress for c in critiques.values() if c.initial_progress is not None]
-        for leaf, critique in critiques.items():
-            score = evidence.grades[index][leaf].score
-            if score is None or not critique.scored:
-                continue
-            nodes, reward = tree.path(leaf)[1:], float(score >= settings.critic.threshold)
-            measured = [*starts[:1], *critique.progress]  # the prompt's is the same for all
-            values = [value / settings.critic.scale for value in measured] or [reward]
-            ends = [*values[1 : len(nodes)], reward]
-            found += [
-                ValuedNode(index, node, after - before, before, after)
-                for node, before, after in zip(nodes, values[: len(nodes)], ends, strict=True)
-            ]
+    for index, nodes, critique in judged_completions(evidence):
+        score = evidence.grades[index][nodes[-1]].score
+        assert score is not None
+        reward = float(score >= settings.critic.threshold)
+        starts = [own.initial_progress for own in evidence.critiques[index].values()]
+        start = [value for value in starts if value is not None][:1]  # the prompt's is the same for all
+        values = [value / settings.critic.scale for value in (*start, *critique.progress)] or [reward]
+        ends = [*values[1 : len(nodes)], reward]
+        found += [
+            ValuedNode(index, node, after - before, before, after)
+            for node, before, after in zip(nodes, values[: len(nodes)], ends, strict=True)
+        ]
     return _give(evidence, found, settings, groups=(0, 0))
 
 
@@ -85,8 +82,7 @@ def credit_nodes(evidence: Evidence, settings: SPOTree) -> StepCredit:
             nodes, advantages, group_mean(own, group).tolist(), values, strict=True
         )
     ]
-    idle = without_signal(own, group).tolist()
-    with_signal = len(numbering) - len({at for at, none in zip(groups, idle, strict=True) if none})
+    with_signal = len(set(group[~without_signal(own, group)].tolist()))
     return _give(evidence, found, settings, groups=(len(numbering), with_signal))
 
 
@@ -96,6 +92,7 @@ def _give(
     """A mean over the trained tokens of the step, each node once; what the probability mask leaves out has no part."""
     masks = [_trained(evidence, each, settings) for each in found]
     counts = [int(mask.sum()) for mask in masks]
+    tokens = sum(counts)
     trained = [place for place, count in enumerate(counts) if count]
     credits = [Credit({}, {}) for _ in evidence.trees]
     details: list[dict[int, dict[str, float]]] = [{} for _ in evidence.trees]
@@ -112,7 +109,7 @@ def _give(
         each, mask = found[place], masks[place]
         credit = credits[each.tree]
         credit.advantages[each.node] = np.full(len(mask), advantage, dtype=np.float32)  # pyright: ignore[reportIndexIssue]
-        credit.weights[each.node] = mask / sum(counts)  # pyright: ignore[reportIndexIssue]
+        credit.weights[each.node] = mask / tokens  # pyright: ignore[reportIndexIssue]
     return StepCredit(credits, *groups, denominators, details=details)
 
 

@@ -19,7 +19,7 @@ from graft.credit.gae import generalised_advantages
 from graft.credit.group import process_advantages, without_signal
 from graft.credit.rewards import SegmentRewards, chain_rewards
 from graft.credit.whiten import whiten
-from graft.crediting import Evidence, ScoredSample, StepCredit, give, reduction_weights
+from graft.crediting import Evidence, ScoredSample, StepCredit, give, judged_completions, reduction_weights
 from graft.objective.reduce import segment_sum_weights
 from graft.objective.value import explained_variance
 from graft.tree import Kind
@@ -89,23 +89,19 @@ def credit_process(evidence: Evidence, settings: ProcessGRPO) -> StepCredit:
     steps: list[tuple[int, int, float]] = []  # tree, node, reward
     owners: list[int] = []
     samples: list[tuple[int, int, list[int]]] = []  # tree, group, nodes
-    for index, tree in enumerate(evidence.trees):
-        for leaf, critique in evidence.critiques[index].items():
-            if evidence.grades[index][leaf].score is None or not critique.scored:
-                continue
-            assert critique.overall is not None
-            nodes = tree.path(leaf)[1:]
-            rewards = [*critique.thoughts, critique.overall][: len(nodes)]
-            steps += [(index, node, reward) for node, reward in zip(nodes, rewards, strict=True)]
-            owners += [len(samples)] * len(nodes)
-            samples.append((index, tree.nodes[nodes[0]].group, nodes))
+    for index, nodes, critique in judged_completions(evidence):
+        assert critique.overall is not None
+        rewards = [*critique.thoughts, critique.overall][: len(nodes)]
+        steps += [(index, node, reward) for node, reward in zip(nodes, rewards, strict=True)]
+        owners += [len(samples)] * len(nodes)
+        samples.append((index, evidence.trees[index].nodes[nodes[0]].group, nodes))
     numbering = {key: i for i, key in enumerate(dict.fromkeys((tree, group) for tree, group, _ in samples))}
     groups = torch.tensor([numbering[samples[owner][:2]] for owner in owners], dtype=torch.int64)
     rewards = torch.tensor([reward for *_, reward in steps], dtype=torch.float64)
     advantages = process_advantages(
         rewards, torch.tensor(owners, dtype=torch.int64), groups, scale=settings.scale
     ).tolist()
-    idle = without_signal(rewards, groups).tolist()
+    idle = without_signal(rewards, groups)
     scored = [
         ScoredSample(
             tree, numbering[tree, group], nodes[-1], 0.0, _tokens(evidence, tree, nodes), truncated=False
@@ -117,13 +113,13 @@ def credit_process(evidence: Evidence, settings: ProcessGRPO) -> StepCredit:
     credits = [Credit({}, {}) for _ in evidence.trees]
     details: list[dict[int, dict[str, float]]] = [{} for _ in evidence.trees]
     for (tree, node, reward), owner, advantage, no_signal in zip(
-        steps, owners, advantages, idle, strict=True
+        steps, owners, advantages, idle.tolist(), strict=True
     ):
         details[tree][node] = {"R": reward, "A": advantage}
         if needed_anyway or not no_signal:
             length = len(evidence.trees[tree].nodes[node])
             give(credits[tree], node, np.full(length, advantage), weights[owner])
-    with_signal = len(numbering) - len({g for g, none in zip(groups.tolist(), idle, strict=True) if none})
+    with_signal = len(set(groups[~idle].tolist()))
     return StepCredit(credits, len(numbering), with_signal, denominators, details=details)
 
 
@@ -134,28 +130,23 @@ def _tokens(evidence: Evidence, tree: int, nodes: Sequence[int]) -> int:
 def judged_chains(evidence: Evidence, settings: RFT) -> list[JudgedChain]:
     """All completions that have a grade and a critique, with their rewards before whitening."""
     chains = []
-    for index, tree in enumerate(evidence.trees):
-        for leaf, critique in evidence.critiques[index].items():
-            if evidence.grades[index][leaf].score is None or not critique.scored:
-                continue
-            assert critique.overall is not None
-            nodes = tree.path(leaf)[1:]
-            values = evidence.appraisals[index].old_values
-            chains.append(
-                JudgedChain(
-                    tree=index,
-                    nodes=nodes,
-                    lengths=[len(tree.nodes[node]) for node in nodes],
-                    critique=critique,
-                    rewards=process(
-                        critique,
-                        settings.rewards,
-                        scale=settings.critic.scale,
-                        answered=tree.nodes[leaf].kind is Kind.ANSWER,
-                    ),
-                    values=torch.tensor([float(values[node][0]) for node in nodes], dtype=torch.float64),
-                )
+    for index, nodes, critique in judged_completions(evidence):
+        tree, values = evidence.trees[index], evidence.appraisals[index].old_values
+        chains.append(
+            JudgedChain(
+                tree=index,
+                nodes=nodes,
+                lengths=[len(tree.nodes[node]) for node in nodes],
+                critique=critique,
+                rewards=process(
+                    critique,
+                    settings.rewards,
+                    scale=settings.critic.scale,
+                    answered=tree.nodes[nodes[-1]].kind is Kind.ANSWER,
+                ),
+                values=torch.tensor([float(values[node][0]) for node in nodes], dtype=torch.float64),
             )
+        )
     return chains
 
 

@@ -92,7 +92,8 @@ class Loop:
             with step_clock(self.state.steps.get(phase.stage, 0) + 1) as step:
                 self.step(phase, step, cursor)
                 if _due(phase.validate_every, step.number):
-                    step.validation = validate_held_out(self.parts, phase, progress=self.on_microbatch)
+                    # Ctrl-C waits: the weights have moved, and the step is not counted yet
+                    step.validation = validate_held_out(self.parts, phase)
             self.record_step(phase, step, cursor)
             self.watch(phase, step.validation, step.number)
             if self.has_ended(phase):
@@ -379,6 +380,12 @@ class Loop:
                 peak_memory_gb=peak_memory_gb(self.parts.device),
             )
         )
+        self.trainer_of_phase.moved = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether weights and counts belong together, so that a checkpoint may be written."""
+        return self.trainer is None or not self.trainer.moved
 
     def append(self, record: dict[str, object]) -> None:
         """A line of metrics, to the run folder and to whoever watches."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from graft.config import RunConfig
 from graft.config_file import check_config, dump_config
-from graft.errors import ConfigError, GraftError
+from graft.errors import ConfigError, DivergenceError, GraftError
 from graft.interrupt import Interrupt, Interrupted
 from graft.report.html import write_report
 from graft.report.metrics import Moment, Stage
@@ -123,9 +123,8 @@ def start_run(
     refuse_taken(config.run)
     check_grader(config, reward)
     terminal = terminal or Terminal()
-    parts = _assemble(config, rows, reward, terminal)
-    folder = RunFolder.create(config.run, dump_config(config))
-    return _go(parts, folder, terminal)
+    with closing(_assemble(config, rows, reward, terminal)) as parts:
+        return _go(parts, RunFolder.create(config.run, dump_config(config)), terminal)
 
 
 def resume_run(
@@ -154,8 +153,8 @@ def resume_run(
     )
     check_grader(config, reward)
     terminal = terminal or Terminal()
-    parts = _assemble(config, rows, reward, terminal)
-    return _go(parts, folder, terminal, until)
+    with closing(_assemble(config, rows, reward, terminal)) as parts:
+        return _go(parts, folder, terminal, until)
 
 
 def check_grader(config: RunConfig, reward: Reward | None) -> None:
@@ -181,7 +180,6 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stag
     with ExitStack() as stack:
         stack.enter_context(folder)
         stack.enter_context(terminal)
-        stack.enter_context(closing(parts))
         interrupt = stack.enter_context(Interrupt())
         loop = Loop(parts, folder, terminal, interrupt)
         summary = _opening_summary(parts, loop, former=folder.read_summary())
@@ -213,6 +211,8 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stag
             folder.write_summary(
                 {**_closing_summary(summary, loop, folder, status="failed"), "error": str(error)}
             )
+            if not isinstance(error, DivergenceError):  # after which an older checkpoint is the better one
+                _keep_what_was_done(loop, folder, terminal)
             raise
         status = "finished" if until is Stage.TRAIN else "interrupted"
         summary = _closing_summary(summary, loop, folder, status=status)
@@ -226,6 +226,18 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stag
     print_before_after(evaluations, pairs, threshold=threshold, console=terminal.console)
     terminal.say(f"report: {folder.path / 'report.html'}")
     return Run(folder.path, summary, parts)
+
+
+def _keep_what_was_done(loop: Loop, folder: RunFolder, terminal: Terminal) -> None:
+    """A checkpoint of a run that stops for an error, if it has made steps and does not stand in the midst of one."""
+    if not loop.state.number or not loop.is_whole:
+        return
+    try:
+        loop.save()
+    except GraftError as error:
+        terminal.say(f"no checkpoint of this moment could be written: {error}")
+    else:
+        terminal.say(f"a checkpoint is written: graft resume {folder.path} goes on from it")
 
 
 def _opening_summary(parts: Parts, loop: Loop, former: Mapping[str, Any]) -> dict[str, Any]:

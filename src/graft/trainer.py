@@ -83,6 +83,8 @@ class Trainer:
             if self.value is not None:
                 checkpoint.load_parameters(self.value, restored.values)
             checkpoint.load_optimizer_tensors(self.optimizer, self.parameters(), restored.optimizer)
+        self.moved = False
+        """Whether weights have moved in a step that the run has not counted yet."""
         self.refresh_every = phase.settings.refresh_every if isinstance(phase.settings, Sampled) else 1
         self._rollout = RolloutWeights(self.parameters())
         if self.age(done + 1):
@@ -223,6 +225,7 @@ class Trainer:
                     where=where,
                 )
             )
+            self.moved = True
 
         with memory_errors("the update", UPDATE_MEMORY):
             packed = [self.pack(trees, part, appraisals) for part in parts]

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,8 +61,13 @@ def estimate_run(config: RunConfig, *, progress: Callable[[str], None] | None = 
     """
     check_grader(config, None)
     began = time.perf_counter()
-    parts = assemble(config, progress=progress)
-    start = time.perf_counter() - began
+    with closing(assemble(config, progress=progress)) as parts:
+        return _estimate(parts, start=time.perf_counter() - began)
+
+
+def _estimate(parts: Parts, *, start: float) -> Estimate:
+    """What the parts of a run show when a little of it is tried; `start`: seconds that they took to build."""
+    config = parts.config
     phases = phases_of(config, training_rows=len(parts.train))
     worked = _worked(parts, phases)
     sampled = TriedSampling()

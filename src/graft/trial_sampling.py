@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
 
 from graft.algorithm_settings import GRFT, OnTrees, Sampled
 from graft.assemble import Parts, sampling_settings
+from graft.collect import has_signal
 from graft.drawing import criticise, draw
 from graft.estimate import Critiques, GrownTree, Sampling
 from graft.grading.beside import GradingBeside
@@ -87,7 +87,7 @@ def try_sampling(parts: Parts, phase: Phase) -> TriedSampling:
     trees, _ = draw(parts, drawing, prompts, step=0, max_new_tokens=limit)
     drawing_seconds = time.perf_counter() - began
     rate = config.grading.max_failure_rate
-    with closing(parts), GradingBeside(parts.grader, parts.encoder.decode) as beside:
+    with GradingBeside(parts.grader, parts.encoder.decode) as beside:
         began = time.perf_counter()
         grades = beside.grades(trees, max_failure_rate=rate)
         grade = (time.perf_counter() - began) / sum(len(own) for own in grades)
@@ -141,7 +141,7 @@ def _signal(
     scores that are not taken here: none."""
     if settings is None or isinstance(settings, OnTrees):
         return 0, 0
-    return len(trees), sum(len({grade.score for grade in own.values()}) > 1 for own in grades)
+    return len(trees), sum(has_signal(own) for own in grades)
 
 
 def _try_critic(

@@ -112,7 +112,6 @@ def plan_work(
             first = phase is phases[0]  # measured before training, too
             validations.append(ValidationWork(work.name, first + between + 1, held_out.worked_tokens))
     saves = sum(1 + _times(config.checkpoints.every, work.steps) for work in works)
-    # a checkpoint holds the weights, two moments of each, and the weights that sample where they are older
     return Workload(
         phases=works,
         evaluations=[
@@ -153,7 +152,7 @@ def phase_work(
     sampled = settings if isinstance(settings, Sampled) else None
     share, rounds, prompts = 1.0, (), phase.rows_per_step
     if sampled is not None:
-        share = signal_share(phase, tried, after_another=after_another)
+        share = signal_share(tried, after_another=after_another)
         most = getattr(settings, "max_sampling_rounds", 1)
         if most > 1:
             rounds, prompts = sampling_rounds(prompts, share, most)
@@ -178,7 +177,7 @@ def phase_work(
     return replace(work, steps=steps, scorings=policy, anchor_scorings=anchor)
 
 
-def signal_share(phase: Phase, tried: Tried, *, after_another: bool) -> float:
+def signal_share(tried: Tried, *, after_another: bool) -> float:
     """Share of the groups whose scores differ. What was sampled tells nothing once a warm start has changed the
     model."""
     if after_another:

@@ -103,6 +103,13 @@ def test_the_adaptive_coefficient_by_hand(measured, factor):
     assert got == pytest.approx(0.5 * factor)
 
 
+@pytest.mark.parametrize("samples", [10, 11, 10_000])
+def test_a_batch_of_a_horizon_or_more_moves_the_weight_by_a_fifth_and_no_further(samples):
+    assert adapted_coefficient(1.0, measured=9.0, target=3.0, horizon=10, samples=samples) == pytest.approx(
+        1.2
+    )
+
+
 def test_the_adaptive_coefficient_brings_the_divergence_to_its_target():
     """Against a policy whose divergence is 1 / β: the only rest is β = 1 / target."""
     coefficient = 0.01

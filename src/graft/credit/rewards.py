@@ -14,7 +14,7 @@
 | α_1, α_2 | `clip_to_answer` | `floor_multiplier` α_1, `ceiling_offset` α_2 |
 | R_{M+1} = ρ G | `answer_reward` | `answer_scale` ρ |
 
-`thought_effects` puts those of Ŝ and Q together, `chain_rewards` all of them for a completion, `sibling_rewards` for
+`thought_rewards` puts those of Ŝ and Q together, `chain_rewards` all of them for a completion, `sibling_rewards` for
 the candidates of one GRFT group; they keep every intermediate number. Whitening over the rollout batch comes after, in
 `whiten.py`.
 
@@ -61,7 +61,7 @@ class SegmentRewards(NamedTuple):
     """Q_k."""
 
     combined: Tensor
-    """C_k, before normalising and clipping."""
+    """C_k, before normalising and clipping; of a thought among siblings Ŝ + Q."""
 
     rewards: Tensor
     """R_k; of a chain with an answer `[segments + 1]`, the answer's reward last."""
@@ -204,21 +204,10 @@ def clip_to_answer(
     return combined
 
 
-class ThoughtEffects(NamedTuple):
-    """What thoughts earn by themselves and by their progress: the first fields of `SegmentRewards`."""
-
-    standardised: Tensor
-    baseline: Tensor
-    change: Tensor
-    factor: Tensor
-    multiplier: Tensor
-    effect: Tensor
-
-
-def thought_effects(
+def thought_rewards(
     scores: Segments, progress: Segments, baseline: Segments, **constants: Unpack[ThoughtConstants]
-) -> ThoughtEffects:
-    """Ŝ and Q of the thoughts of a chain, or of siblings, with the numbers on the way.
+) -> SegmentRewards:
+    """Ŝ + Q of the thoughts of a chain, or of siblings, with the numbers on the way.
 
     Args:
         scores: S of each thought; the z-score runs over them.
@@ -241,7 +230,8 @@ def thought_effects(
     )
     multiplier = thought_multiplier(scores, thought_divisor=constants["thought_divisor"])
     effect = progress_effect(factor, multiplier)
-    return ThoughtEffects(standardised, baseline, change, factor, multiplier, effect)
+    earned = standardised + effect
+    return SegmentRewards(standardised, baseline, change, factor, multiplier, effect, earned, earned)
 
 
 def chain_rewards(
@@ -275,7 +265,7 @@ def chain_rewards(
 
     Source: the deck, "Reward Processing". Sharing G and the clip's formula are ours.
     """
-    own = thought_effects(scores, progress, progress_baseline(progress, window=progress_window), **constants)
+    own = thought_rewards(scores, progress, progress_baseline(progress, window=progress_window), **constants)
     combined = combined_scores(overall_score, own.standardised, own.effect, overall=overall)
     answer = answer_reward(overall_score, answer_scale=answer_scale)
     thoughts = clip_to_answer(
@@ -285,7 +275,7 @@ def chain_rewards(
         ceiling_offset=ceiling_offset,
     )
     rewards = torch.cat([thoughts, thoughts.new_tensor([answer])]) if answered else thoughts
-    return SegmentRewards(*own, combined, rewards)
+    return own._replace(combined=combined, rewards=rewards)
 
 
 def sibling_rewards(
@@ -313,6 +303,4 @@ def sibling_rewards(
     """
     past = past_progress[-progress_window:]
     baseline = _mean(past).expand_as(progress) if len(past) else progress
-    own = thought_effects(scores, progress, baseline, **constants)
-    combined = own.standardised + own.effect
-    return SegmentRewards(*own, combined, combined)
+    return thought_rewards(scores, progress, baseline, **constants)

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,14 +219,12 @@ class JudgeClient:
     def _call(self, server: JudgeServer, ask: Any) -> Any:
         """The library repeats what the server refused; an answer that breaks off is asked for again here."""
         client = self._clients[server.base_url, server.api_key]
-        for attempt in range(self._retries + 1):
+        for _attempt in range(self._retries):
             self._pace.wait()
-            try:
+            with suppress(ValueError):  # half an answer, or none
                 return ask(client)
-            except ValueError:  # half an answer, or none
-                if attempt == self._retries:
-                    raise
-        raise AssertionError("unreachable")
+        self._pace.wait()
+        return ask(client)
 
     def _failure(self, server: JudgeServer, error: Exception) -> Answer:
         late = isinstance(error, self._openai.APITimeoutError)

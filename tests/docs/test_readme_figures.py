@@ -1,0 +1,89 @@
+"""The figures of README.md are those of the committed results of the commands beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def figures(words: str) -> list[tuple[float, float]]:
+    """The numbers in the second cell of the row that begins so, and half a unit of the last place of each."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    [row] = [line for line in lines if line.startswith(f"| {words}")]
+    found = re.findall(r"\d[\d,]*(?:\.\d+)?", row.split("|")[2].replace("fp32", "").replace("bf16", ""))
+    plain = [number.replace(",", "") for number in found]
+    places = [len(number.partition(".")[2]) or -3 * number.endswith("000") for number in plain]
+    return [(float(number), 0.5001 * 10.0**-place) for number, place in zip(plain, places, strict=True)]
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def engine() -> list[float]:
+    found = result("engine")
+    speeds = [found["sides"][side]["tokens_per_second"]["median"] for side in ("fast bf16", "hf bf16")]
+    return [*speeds, found["ratios"]["ratio_fast_against_fastest"]["median"]]
+
+
+def step() -> list[float]:
+    found = result("step")
+    names = ("ratio_full", "ratio_full_against_fastest", "ratio_sparse", "ratio_sparse_against_fastest")
+    memory = [found["sides"][side]["peak_memory_gb"] for side in ("graft", "trl bf16", "trl fp32")]
+    ratios = [found["ratios"][name]["median"] for name in names]
+    return [*ratios[:2], 3, 8, *ratios[2:], *memory]
+
+
+def learning() -> list[float]:
+    seeds = [result(f"learning-seed-{seed}") for seed in range(3)]
+    accuracies = [100 * own[f"held_out_{moment}"] for own in seeds for moment in ("warm", "after")]
+    before = [100 * own["held_out_before"] for own in seeds]
+    seconds = [own["train_seconds"] for own in seeds]
+    return [*accuracies, min(before), max(before), min(seconds), max(seconds)]
+
+
+def tree() -> list[float]:
+    case = result("tree")["cases"][0]
+    seconds = {how: case[f"seconds_{how}"]["median"] for how in ("flat", "prompt_shared", "tree")}
+    tokens = [case["network_tokens_tree"], case["network_tokens_flat"]]
+    return [*tokens, *(seconds[how] / seconds["tree"] for how in ("flat", "prompt_shared"))]
+
+
+def graders() -> list[float]:
+    found = result("graders")
+    speeds = [found["samples_per_second"][name]["median"] for name in ("string_check", "fuzzy_match")]
+    calls = found["calls_per_second"]["warm pool: plain"]["median"]
+    fresh = found["ratios"]["warm pool against fresh interpreter, no sandbox: plain"]["median"]
+    return [*speeds, calls, fresh]
+
+
+def critic() -> list[float]:
+    found = result("critic")
+    shares = [found["shares"][name] for name in ("lines_parsed", "equations_called_wrong")]
+    return [100 * share for share in (*shares, found["errors"]["wrong_result"]["found_at_the_step"])]
+
+
+@pytest.mark.parametrize(
+    ("words", "measured"),
+    [
+        ("fast engine", engine()),
+        ("generic engine", [result("engine")["ratios"]["ratio_generic_fp32"]["median"]]),
+        ("a whole GRPO step", step()),
+        ("demo, three seeds", learning()),
+        ("one training step on a tree", tree()),
+        ("graders:", graders()),
+        ("critic `equations`", critic()),
+    ],
+)
+def test_figures(words, measured):
+    said = figures(words)
+    assert len(said) == len(measured)
+    assert [number for number, _ in said] == [
+        pytest.approx(own, abs=half) for own, (_, half) in zip(measured, said, strict=True)
+    ]
