@@ -60,7 +60,22 @@ def test_a_true_line_that_is_no_step(line):
     critique = judge("5 - 8 = -3", line, "-3 - 1 = -4")
     assert critique.thoughts == (10, 2.5, 10)  # it took nothing away either
     assert critique.progress == (5, 5, 7.5)
-    assert critique.reasons[1].endswith("does not add up what is left: -3, -1, 6")
+    assert critique.reasons[1].endswith("does not add up the terms that are left: -3, -1, 6")
+
+
+def test_from_left_to_right():
+    lines = ("5 - 8 = -3", "-3 + 6 = 3", "-1 - 3 = -4", "-4 + 6 = 1", "1 + 1 = 2")
+    critic = EquationsCritic(scale=10.0, unknown_operand_factor=0.0, sum_order="left_to_right")
+    [critique] = critic([make_chain(*lines, question=SUM)])
+    assert critique.thoughts == (
+        10,
+        0,
+        10,
+        0,
+        0,
+    )  # 6 before 1; then the first two, in either order; then a wrong one
+    assert critique.progress == (5, 5, 7.5, 7.5, 7.5)
+    assert critique.reasons[1] == "-3 + 6 does not add up the first of the terms that are left: -3, -1, 6"
 
 
 def test_after_a_wrong_result_the_chain_goes_on_from_it():

@@ -80,7 +80,9 @@ def open_critic(settings: CriticSettings, services: CriticServices) -> Critic:
     match settings:
         case Equations():
             return EquationsCritic(
-                scale=settings.scale, unknown_operand_factor=settings.unknown_operand_factor
+                scale=settings.scale,
+                unknown_operand_factor=settings.unknown_operand_factor,
+                sum_order=settings.sum_order,
             )
         case Function():
             function = load_function(settings.function, services.base)

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 from graft.critics.arithmetic import Equation, equations_in
 from graft.critics.question import Given, numbers_given, readings
@@ -26,13 +27,24 @@ from graft.types import Chain, Critique
 class EquationsCritic:
     """Checks arithmetic. Needs no model; a line takes a fraction of a millisecond."""
 
-    def __init__(self, *, scale: float, unknown_operand_factor: float) -> None:
+    def __init__(
+        self,
+        *,
+        scale: float,
+        unknown_operand_factor: float,
+        sum_order: Literal["any", "left_to_right"] = "any",
+    ) -> None:
         """
         Args:
             scale: B, the highest score.
             unknown_operand_factor: what a thought with an operand from nowhere keeps of its score.
+            sum_order: in which the terms of a stated sum may be added up.
         """
-        self._scale, self._factor = scale, unknown_operand_factor
+        self._scale, self._factor, self._in_order = (
+            scale,
+            unknown_operand_factor,
+            sum_order == "left_to_right",
+        )
 
     def __call__(self, chains: Sequence[Chain]) -> list[Critique]:
         """Critiques in the order of the chains."""
@@ -41,7 +53,10 @@ class EquationsCritic:
 
     def _judge(self, chain: Chain) -> Critique:
         terms = stated_sum(chain.prompt.question)
-        record = _Record(numbers_given(chain.prompt.question)) if terms is None else TermsLeft(terms)
+        if terms is None:
+            record = _Record(numbers_given(chain.prompt.question))
+        else:
+            record = TermsLeft(terms, in_order=self._in_order)
         thoughts, progress, reasons = [], [], []
         for text in chain.thoughts:
             equations = equations_in(text)

@@ -26,6 +26,9 @@ class Equations(CriticSection):
     """What a thought keeps of its score when it computes with a number that is neither in the question nor an earlier
     result; where the question states a sum of three or more numbers, when it does not add up what is left of it."""
 
+    sum_order: Literal["any", "left_to_right"] = "any"
+    """Of a stated sum: a step adds up any terms that are left, or the first of them."""
+
 
 class Judge(CriticSection):
     """A judge model scores all thoughts of a completion in one call. Servers and keys: `[grading.judge]`."""

@@ -31,9 +31,15 @@ class TermsLeft:
     `-3 - 1`, not `3 - 1` and not `5 - 1`.
     """
 
-    def __init__(self, terms: Iterable[Fraction]) -> None:
-        self._left = Counter(terms)
-        self._unused = self._left.copy()  # of the question's own, by right steps
+    def __init__(self, terms: Iterable[Fraction], *, in_order: bool = False) -> None:
+        """
+        Args:
+            terms: of the sum.
+            in_order: whether a step has to add up the first of those that are left.
+        """
+        self._left = list(terms)
+        self._in_order = in_order
+        self._unused = Counter(self._left)  # of the question's own, by right steps
         self._numbers = self._unused.total()
 
     @property
@@ -44,11 +50,14 @@ class TermsLeft:
     def take(self, equation: Equation) -> list[str]:
         """Enter an equation; what speaks against its being a step."""
         terms = Counter(equation.computed.terms or ())
-        if not terms or not terms <= self._left:
-            left = ", ".join(show(term) for term in sorted(self._left.elements()))
-            return [f"{equation.computed.text} does not add up what is left: {left}"]
-        self._left -= terms
-        self._left[equation.claimed.value] += 1
+        candidates = self._left[: terms.total()] if self._in_order else self._left
+        if not terms or not terms <= Counter(candidates):
+            left = ", ".join(map(show, self._left))
+            which = "first of the terms" if self._in_order else "terms"
+            return [f"{equation.computed.text} does not add up the {which} that are left: {left}"]
+        for term in terms.elements():
+            self._left.remove(term)
+        self._left.insert(0, equation.claimed.value)
         if equation.holds:
             self._unused -= terms
         return []
