@@ -32,6 +32,9 @@ class Observation:
     wants_json: bool
     """Whether the output was to be JSON, so that what is missing in it is the model's fault."""
 
+    absent: frozenset[str]
+    """Keys of `sample` that hold nothing, since the model gave nothing. A `null` that it wrote is something."""
+
     @property
     def text(self) -> str:
         """The completion."""
@@ -39,10 +42,10 @@ class Observation:
 
     @property
     def namespaces(self) -> Mapping[str, Any]:
-        """For templates: keys of `sample` that hold nothing do not exist."""
+        """For templates: keys of `sample` that are absent do not exist."""
         return {
             "item": self.item,
-            "sample": {key: value for key, value in self.sample.items() if value is not None and value != []},
+            "sample": {key: value for key, value in self.sample.items() if key not in self.absent},
         }
 
 
@@ -77,15 +80,18 @@ class Observer:
             faults[Fault.UNRESPONSIVE_REWARD] = "the completion is empty"
         if sample.stop is StopReason.LENGTH:
             faults[Fault.TRUNCATED_OBSERVATION] = f"cut off after {sample.tokens} tokens"
-        output_json, wants_json = None, self._any_json
-        if declared is not None and declared["type"] != "text":
-            wants_json = True
+        output_json, absent = None, {"output_json", "output_tools", "output_audio"}
+        parse = read_json if self._any_json else None
+        is_declared = declared is not None and declared["type"] != "text"
+        if declared is not None and is_declared:
+            parse = self._parser(declared, f"row {sample.prompt.row}: response_format")
+        if parse is not None:
             try:
-                output_json = self._parser(declared, f"row {sample.prompt.row}: response_format")(sample.text)
+                output_json = parse(sample.text)
+                absent.remove("output_json")
             except ValueError as error:
-                faults[Fault.SAMPLE_PARSE] = str(error)
-        elif self._any_json:
-            output_json = _json_or_none(sample.text)
+                if is_declared:
+                    faults[Fault.SAMPLE_PARSE] = str(error)
         return Observation(
             sample={
                 "output_text": sample.text,
@@ -102,7 +108,8 @@ class Observer:
             },
             item=sample.prompt.item,
             faults=faults,
-            wants_json=wants_json,
+            wants_json=parse is not None,
+            absent=frozenset(absent),
         )
 
     def _parser(self, declared: Mapping[str, Any], where: str) -> Callable[[str], Any]:
@@ -231,10 +238,3 @@ def _build_parser(declared: Mapping[str, Any]) -> Callable[[str], Any]:
         return value
 
     return parse
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return read_json(text)
-    except ValueError:
-        return None
