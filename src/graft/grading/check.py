@@ -135,12 +135,26 @@ def check_grader_file(path: Path) -> tuple[GraderSpec | None, list[Problem]]:
         return None, [_json_problem(path.name, raw, error)]
     text = raw.decode("utf-8")
     spec, problems = check_grader(data, where=path.name)
-    return spec, [_with_line(problem, path.name, text) for problem in problems]
+    return spec, [placed(problem, path.name, text) for problem in problems]
 
 
 def dump_grader(spec: GraderSpec) -> dict[str, Any]:
     """The grader object of a specification: a map for `multi`, defaults filled in. Reading it gives it back."""
     return spec.model_dump(mode="json", exclude_none=True)
+
+
+def placed(problem: Problem, name: str, text: str, inside: Steps = ()) -> Problem:
+    """The problem with its line.
+
+    Args:
+        problem: with a path inside the object that was checked.
+        name: of the file.
+        text: of the file, JSON.
+        inside: what leads to the object that was checked.
+    """
+    line = line_of(text, (*inside, *_from_path(problem.path)))
+    path = _as_path(inside) + problem.path.removeprefix("$")
+    return Problem(f"{name}:{line}", path, problem.got, problem.wants)
 
 
 def line_of(text: str, steps: Steps) -> int:
@@ -310,12 +324,6 @@ def _json_problem(name: str, raw: bytes, error: BadJsonError) -> Problem:
     )
     return Problem(
         f"{name}:{line}:{column}", "$", f"{shown(at)} in {shown(excerpt)}" if at else "the end", advice
-    )
-
-
-def _with_line(problem: Problem, name: str, text: str) -> Problem:
-    return Problem(
-        f"{name}:{line_of(text, _from_path(problem.path))}", problem.path, problem.got, problem.wants
     )
 
 

@@ -128,8 +128,10 @@ def declared_format(item: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) and value.get("type") in FORMAT_TYPES else None
 
 
-def check_response_format(declared: Mapping[str, Any], where: str) -> list[Problem]:
+def check_response_format(declared: Any, where: str) -> list[Problem]:
     """Why a `response_format` cannot be used."""
+    if not isinstance(declared, Mapping):
+        return [Problem(where, "$", shown(declared), 'an object, e.g. {"type": "json_schema", ...}')]
     if declared.get("type") not in FORMAT_TYPES:
         return [Problem(where, "$.type", shown(declared.get("type")), f"one of {', '.join(FORMAT_TYPES)}")]
     if declared["type"] != "json_schema":
