@@ -77,7 +77,9 @@ def test_the_body_of_a_job(graft, files, tmp_path):
     """Its response format comes along: the label must follow the schema."""
     schema = {"type": "object", "properties": {"label": {"enum": ["Rome"]}}}
     declared = {"type": "json_schema", "json_schema": {"name": "o", "strict": True, "schema": schema}}
-    body = {"method": {"type": "reinforcement", "reinforcement": {"grader": GRADER, "response_format": declared}}}
+    body = {
+        "method": {"type": "reinforcement", "reinforcement": {"grader": GRADER, "response_format": declared}}
+    }
     (tmp_path / "job.json").write_text(json.dumps(body))
     samples = completions(files, '{"label": "Paris"}', '{"label": "Rome"}')
     result = graft("grade", tmp_path / "job.json", files[1], "--samples", samples, "--json")

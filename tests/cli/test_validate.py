@@ -134,15 +134,24 @@ def test_the_body_of_a_job(graft, write, depth):
     settings["grader"]["operation"] = "is"
     result = graft("validate", write("job.json", body), rows)
     assert result.code == 5
-    path = {"body": "method.reinforcement.grader", "method": "reinforcement.grader", "reinforcement": "grader"}[depth]
+    path = {
+        "body": "method.reinforcement.grader",
+        "method": "reinforcement.grader",
+        "reinforcement": "grader",
+    }[depth]
     line = {"body": 11, "method": 9, "reinforcement": 7}[depth]
     assert result.out.splitlines()[0].startswith(f'job.json:{line}: $.{path}.operation: got "is"; wants ')
     settings["response_format"] = "json"
     result = graft("validate", write("job.json", body))
     assert result.code == 5
     assert f'{path.removesuffix("grader")}response_format: got "json"; wants an object' in result.out
-    settings["response_format"] = {"type": "json_schema", "json_schema": {"name": "o", "schema": {"type": "objekt"}}}
-    [problem] = [line for line in graft("validate", write("job.json", body)).out.splitlines() if "objekt" in line]
+    settings["response_format"] = {
+        "type": "json_schema",
+        "json_schema": {"name": "o", "schema": {"type": "objekt"}},
+    }
+    [problem] = [
+        line for line in graft("validate", write("job.json", body)).out.splitlines() if "objekt" in line
+    ]
     assert "response_format.json_schema.schema: got $.type: 'objekt' is not" in problem
     assert not problem.startswith("job.json:1:")
     del settings["response_format"]

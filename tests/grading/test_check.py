@@ -186,7 +186,10 @@ def test_every_form_of_content(content):
         ({**SCORE, "range": [0, 1, 2]}, "$.range: got [0, 1, 2]; wants at most 2 entries"),
         ({**SCORE, "range": {"min": 0}}, '$.range: got {"min": 0}; wants a list'),
         ({**SCORE, "model": ""}, '$.model: got ""; wants text that is not empty'),
-        ({**SCORE, "sampling_params": {"seed": "4"}}, '$.sampling_params.seed: got "4"; wants a whole number'),
+        (
+            {**SCORE, "sampling_params": {"seed": "4"}},
+            '$.sampling_params.seed: got "4"; wants a whole number',
+        ),
         ({**SCORE, "sampling_params": {"top_p": "1"}}, '$.sampling_params.top_p: got "1"; wants a number'),
         ({**SCORE, "sampling_params": 1}, "$.sampling_params: got 1; wants an object"),
         ({**SCORE, "input": []}, "$.input: got []; wants at least 1 entry"),
@@ -213,7 +216,10 @@ def test_every_form_of_content(content):
             "$.source: got no function grade in the source; wants grade(sample",
         ),
         ({**PYTHON, "source": "async def grade(s, i): ..."}, "$.source: got no function grade in the source"),
-        ({**PYTHON, "source": "x = 1\0"}, "$.source: got a source with an error: source code string cannot contain null bytes; w"),
+        (
+            {**PYTHON, "source": "x = 1\0"},
+            "$.source: got a source with an error: source code string cannot contain null bytes; w",
+        ),
         (
             {**PYTHON, "source": "def grade(s, i): ...\ndef grade(s): ..."},
             "$.source: got other arguments in line 2 of the source",
@@ -230,13 +236,25 @@ def test_every_form_of_content(content):
         ({**PYTHON, "source": "#" * (SOURCE_LIMIT + 1)}, f"$.source: got more than {SOURCE_LIMIT} bytes"),
         ({**ENDPOINT, "url": "ftp://x"}, '$.url: got "ftp://x"; wants an address such as https://'),
         ({**ENDPOINT, "url": "http://[::1"}, '$.url: got "http://[::1"; wants an address such as https://'),
-        ({**ENDPOINT, "url": "http://x:99999/"}, '$.url: got "http://x:99999/"; wants an address such as https://'),
+        (
+            {**ENDPOINT, "url": "http://x:99999/"},
+            '$.url: got "http://x:99999/"; wants an address such as https://',
+        ),
         ({**ENDPOINT, "url": "http://a b/"}, '$.url: got "http://a b/"; wants an address such as https://'),
         ({**ENDPOINT, "headers": {"a b": "x"}}, "$.headers: got the name 'a b'; wants a header's name"),
         ({**ENDPOINT, "headers": {"": "x"}}, "$.headers: got the name ''; wants a header's name"),
-        ({**ENDPOINT, "headers": {"a": "x\r\nb: y"}}, "$.headers: got a value of 'a' that no header can have; wants"),
-        ({**ENDPOINT, "headers": {"a": "\u00e9"}}, "$.headers: got a value of 'a' that no header can have; wants"),
-        ({**ENDPOINT, "headers": {"Content-Length": "3"}}, "$.headers: got 'Content-Length', which is set by graft; w"),
+        (
+            {**ENDPOINT, "headers": {"a": "x\r\nb: y"}},
+            "$.headers: got a value of 'a' that no header can have; wants",
+        ),
+        (
+            {**ENDPOINT, "headers": {"a": "\u00e9"}},
+            "$.headers: got a value of 'a' that no header can have; wants",
+        ),
+        (
+            {**ENDPOINT, "headers": {"Content-Length": "3"}},
+            "$.headers: got 'Content-Length', which is set by graft; w",
+        ),
         ({**ENDPOINT, "rate_limit": 0}, "$.rate_limit: got 0; wants greater than 0"),
         ({**MULTI, "graders": {}}, "$.graders: got {}; wants at least 1 entry"),
         ({**MULTI, "graders": None}, "$.graders: got null; wants an object"),
@@ -253,7 +271,10 @@ def test_every_form_of_content(content):
             {**MULTI, "graders": {"a": MULTI}},
             "$.graders.a: got a grader of type 'multi' inside another; wants none",
         ),
-        ({**MULTI, "graders": CHECK}, '$.graders: got one grader; wants an object: key -> grader, e.g. {"first": {...}}'),
+        (
+            {**MULTI, "graders": CHECK},
+            '$.graders: got one grader; wants an object: key -> grader, e.g. {"first": {...}}',
+        ),
         (
             {**MULTI, "calculate_output": "fmt + ac"},
             "$.calculate_output: got the variable 'ac', which is no grader's",
@@ -376,8 +397,14 @@ def test_problems_in_a_file_name_their_line(tmp_path):
         ('{"a": 1} # note', 'grader.json:1:10: $: got "#"'),
         ('{"a": 1', "grader.json:1:8: $: got the end; wants the end of the object: something is not closed"),
         ("", "grader.json:1:1: $: got the end"),
-        ('"type": "multi"', 'grader.json:1:7: $: got ":" in "\\"type\\": \\"multi\\""; wants one value: put { before it'),
-        ('{"a": 1} {"b": 2}', 'grader.json:1:10: $: got "{" in "{\\"a\\": 1} {\\"b\\": 2}"; wants one object and no more'),
+        (
+            '"type": "multi"',
+            'grader.json:1:7: $: got ":" in "\\"type\\": \\"multi\\""; wants one value: put { before it',
+        ),
+        (
+            '{"a": 1} {"b": 2}',
+            'grader.json:1:10: $: got "{" in "{\\"a\\": 1} {\\"b\\": 2}"; wants one object and no more',
+        ),
         ('{"a": NaN}', "grader.json: $: got NaN; wants finite numbers"),
         ('{"a": 1, "a": 2}', 'grader.json: $: got the key "a" twice in one object'),
         ("[" * 100_000, "grader.json: $: got objects nested too deeply"),

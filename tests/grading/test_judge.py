@@ -277,7 +277,10 @@ def test_a_reply_of_another_form_is_a_server_error(server, build, body):
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
-    [(400, {"error": "no json_schema here"}, "no json_schema here"), (404, b"nothing at this path", "nothing at this path")],
+    [
+        (400, {"error": "no json_schema here"}, "no json_schema here"),
+        (404, b"nothing at this path", "nothing at this path"),
+    ],
 )
 def test_a_refused_request_shows_what_the_server_said(server, build, status, body, words):
     server.replies = [Reply(status, body)]
@@ -439,7 +442,9 @@ def test_an_answer_without_a_score_is_not_kept(server, build, tmp_path, result):
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"value": 3}', '{"model": "x"}', '{"value": {"result": "x"}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"value": 3}', '{"model": "x"}', '{"value": {"result": "x"}}']
+)
 def test_a_damaged_entry_is_asked_again(server, build, tmp_path, content):
     server.replies = [judged(verdict(4)), judged(verdict(2)), judged(verdict(3))]
     grader = build(cache=AnswersOnDisk(tmp_path))

@@ -119,8 +119,11 @@ def test_any_json_is_read_where_graders_are_run_by_hand():
 
 @pytest.mark.parametrize("text", ["[]", "null", "false", "0", '""', "{}"])
 def test_json_that_is_empty_is_there(text):
-    wanted = '' if text == '""' else text
-    for observe in (Observer(any_json=True), Observer({"type": "json_schema", "json_schema": {"schema": True}})):
+    wanted = "" if text == '""' else text
+    for observe in (
+        Observer(any_json=True),
+        Observer({"type": "json_schema", "json_schema": {"schema": True}}),
+    ):
         [graded] = check("{{sample.output_json}}", wanted, observe=observe)([sample(text)])
         assert (graded.score, graded.faults) == (1.0, {})
 

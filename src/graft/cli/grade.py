@@ -24,8 +24,8 @@ def grade(
         str,
         typer.Argument(
             metavar="GRADER",
-            help="A grader in OpenAI's format or the body of a fine-tuning job (.json), a settings file with a [grader] section (.toml), or "
-            "FILE.py:FUNCTION.",
+            help="A grader in OpenAI's format or the body of a fine-tuning job (.json), a settings file with a "
+            "[grader] section (.toml), or FILE.py:FUNCTION.",
         ),
     ],
     rows: Annotated[

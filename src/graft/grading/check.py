@@ -77,8 +77,12 @@ def check_grader(data: Any, *, where: str = "grader") -> tuple[GraderSpec | None
     if not isinstance(data, Mapping):
         return None, [Problem(where, "$", shown(data), 'a grader object, e.g. {"type": "string_check", ...}')]
     members = data.get("graders")
-    if isinstance(members, Mapping) and isinstance(members.get("type"), str):  # the type that OpenAI's clients declare
-        return None, [Problem(where, "$.graders", "one grader", 'an object: key -> grader, e.g. {"first": {...}}')]
+    if isinstance(members, Mapping) and isinstance(
+        members.get("type"), str
+    ):  # the type that OpenAI's clients declare
+        return None, [
+            Problem(where, "$.graders", "one grader", 'an object: key -> grader, e.g. {"first": {...}}')
+        ]
     keys: list[str] = []
     if data.get("type") == "multi" and isinstance(members, list):
         keys, problem = _as_map(data, where)

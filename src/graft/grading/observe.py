@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graft.data.sources import BadJsonError, Problem, parse_json, shown
-from graft.errors import DataError
+from graft.errors import DataError, GraderError
 from graft.grading.libraries import import_library
 from graft.grading.template import MissingVariableError
 from graft.types import Fault, Grade, Grader, Outcome, Sample, StopReason
@@ -163,18 +163,24 @@ def schema_problem(schema: Any) -> str | None:
 def schema_check(schema: Any) -> Callable[[Any], str | None]:
     """A function that says why a value does not follow a schema; None where it does.
 
-    The schema must have passed `schema_problem`. References lead to nothing outside it: nothing is fetched.
+    The schema must have passed `schema_problem`. References lead to nothing outside it: nothing is fetched. The
+    function raises GraderError where the schema itself is at fault, whatever the value.
     """
     jsonschema = import_library("jsonschema", "JSON schemas")
     from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     validator = jsonschema.validators.validator_for(schema)(schema, registry=Registry())
 
     def check(value: Any) -> str | None:
         try:
             error = jsonschema.exceptions.best_match(validator.iter_errors(value))
-        except Exception as failed:  # a reference that leads nowhere, a pattern that Python cannot read
-            return f"the schema cannot be applied: {type(failed).__name__}: {failed}"[:300]
+        except Unresolvable as failed:
+            raise GraderError(
+                f"the schema cannot be applied: {failed}. Its references must lead to a place inside it"
+            ) from None
+        except Exception as failed:  # numbers and depths that the library does not master
+            return f"the schema cannot be applied to it: {type(failed).__name__}: {failed}"[:300]
         return None if error is None else f"{error.json_path}: {error.message}"[:300]
 
     return check
@@ -210,11 +216,11 @@ def _judge(seen: Observation, judge: Callable[[Observation], Grade]) -> Grade:
     try:
         grade = judge(seen)
     except MissingVariableError as missing:
-        grade = _missing(seen, missing)
+        grade = missing_grade(seen, missing)
     return with_faults(grade, seen.faults)
 
 
-def _missing(seen: Observation, missing: MissingVariableError) -> Grade:
+def missing_grade(seen: Observation, missing: MissingVariableError) -> Grade:
     """The model's fault where its output lacks what was declared; else the row's or the grader's, and no score."""
     faults = {Fault.INVALID_VARIABLE: str(missing)}
     if missing.reference.steps[:1] == ("output_json",) and missing.reference.namespace == "sample":

@@ -258,11 +258,11 @@ class Python(Named):
         for statement in reversed(tree.body):  # the last one counts
             if not any(_binds_grade(node) for node in ast.walk(statement)):
                 continue
-            plain = isinstance(statement, ast.FunctionDef) and not statement.decorator_list
-            if plain and statement.name == "grade" and not _takes_two(statement.args):
-                raise ValueError(
-                    f"other arguments in line {statement.lineno} of the source; want grade(sample, item)"
-                )
+            match statement:
+                case ast.FunctionDef(name="grade", decorator_list=[]) if not _takes_two(statement.args):
+                    raise ValueError(
+                        f"other arguments in line {statement.lineno} of the source; want grade(sample, item)"
+                    )
             return value
         raise ValueError("no function grade in the source; want grade(sample, item)")
 
