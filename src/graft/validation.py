@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from graft.config import Grading
 from graft.config_file import load_config
 from graft.data.rows import Row, check_row, row_of
-from graft.data.sources import Problem, RawRow, parse_json, read_csv, read_jsonl, shown
+from graft.data.sources import Problem, RawRow, parse_json, read_csv, read_jsonl
 from graft.errors import DataError, GraderError, GraftError
 from graft.graders import open_grader
 from graft.grading.build import BuiltGrader
-from graft.grading.check import check_grader, check_grader_file, line_of
+from graft.grading.check import check_grader, check_grader_file, placed
 from graft.grading.observe import check_response_format
 from graft.grading.offline import grade_all, sample_of_text
 from graft.grading.row_checks import check_rows
 from graft.grading.schema import GraderSpec
+from graft.grading.template import as_text
 from graft.types import Grade, Sample, StopReason
 
 FEWEST_ROWS = 10
@@ -91,7 +92,7 @@ def try_out(found: Found, key: str) -> list[Trial]:
 
     Args:
         found: files without problems, a grader and rows among them.
-        key: of the row that holds the reference: text, or a value that is written as JSON.
+        key: of the row that holds the reference: text, or a value that is written as templates write it.
 
     A reference without full marks is a problem, added to `found`: full marks are the best score that any reference
     gets, and 1 at least for graders that count from 0 to 1.
@@ -104,7 +105,7 @@ def try_out(found: Found, key: str) -> list[Trial]:
     missing = [row.where for row in found.rows if key not in row.item]
     if missing:
         raise DataError(f"{missing[0]}: no key {key!r} for --reference-key ({len(missing)} rows lack it)")
-    references = [_as_answer(row.item[key]) for row in found.rows]
+    references = [as_text(row.item[key]) for row in found.rows]
     grader = open_grader(found.grader, found.grading, base=found.base)
     try:
         trials = [
@@ -160,54 +161,45 @@ def _short_of(grade: Grade, full: float) -> str | None:
     return f"the score {grade.score:g} of {full:g}" + (f" ({grade.reason})" if grade.reason else "")
 
 
-def _as_answer(value: Any) -> str:
-    return value if isinstance(value, str) else shown(value, 10**9)
-
-
 def _read_json(path: Path, found: Found, prompt_key: str) -> None:
-    spec, problems = check_grader_file(path)
-    body = None if spec is not None else _job_body(path)
-    if body is not None:
-        spec, problems = _read_job(path, body, found)
-    found.files[str(path)] = "a job's body" if body is not None else "a grader"
+    job = _job_settings(path)
+    found.files[str(path)] = "a grader" if job is None else "a job's body"
+    spec, problems = check_grader_file(path) if job is None else _check_job(path, *job, found)
     found.grader_problems += [str(problem) for problem in problems]
     _take_grader(spec, path.name, found)
-    if spec is not None and body is None:
+    if spec is not None and job is None:
         found.base = path.parent
 
 
-def _job_body(path: Path) -> Mapping[str, Any] | None:
-    """The reinforcement settings in the body of OpenAI's create call, if the file holds one."""
+def _job_settings(path: Path) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
+    """What leads to the reinforcement settings in the body of OpenAI's create call, and these; None if it is none."""
     try:
         data = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except (OSError, ValueError):
         return None
+    steps: tuple[str, ...] = ()
     for key in ("method", "reinforcement"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-    return data if isinstance(data, dict) and isinstance(data.get("grader"), dict) else None
+            data, steps = data[key], (*steps, key)
+    is_job = isinstance(data, dict) and ("reinforcement" in steps or isinstance(data.get("grader"), dict))
+    return (steps, data) if is_job else None
 
 
-def _read_job(path: Path, body: Mapping[str, Any], found: Found) -> tuple[GraderSpec | None, list[Problem]]:
+def _check_job(
+    path: Path, steps: tuple[str, ...], settings: Mapping[str, Any], found: Found
+) -> tuple[GraderSpec | None, list[Problem]]:
     text = path.read_text(encoding="utf-8-sig")
-    where = f"{path.name}:{line_of(text, _steps_to_grader(text, body))}"
-    spec, problems = check_grader(body["grader"], where=where)
-    declared = body.get("response_format")
-    if isinstance(declared, dict):
-        problems += check_response_format(declared, f"{path.name}: response_format")
-        found.grading = found.grading.model_copy(update={"response_format": declared})
+    spec, problems = check_grader(settings.get("grader"))
+    if "grader" not in settings:
+        problems = [replace(problem, got="nothing") for problem in problems]
+    problems = [placed(problem, path.name, text, (*steps, "grader")) for problem in problems]
+    declared = settings.get("response_format")
+    if declared is not None:
+        refused = check_response_format(declared, path.name)
+        problems += [placed(problem, path.name, text, (*steps, "response_format")) for problem in refused]
+        if not refused:
+            found.grading = found.grading.model_copy(update={"response_format": declared})
     return spec, problems
-
-
-def _steps_to_grader(text: str, body: Mapping[str, Any]) -> tuple[str, ...]:
-    data = parse_json(text.encode())
-    for steps in (("method", "reinforcement", "grader"), ("reinforcement", "grader")):
-        inside = data
-        for step in steps:
-            inside = inside.get(step) if isinstance(inside, dict) else None
-        if inside is not None and inside == body["grader"]:
-            return steps
-    return ("grader",)
 
 
 def _read_rows(path: Path, found: Found, prompt_key: str) -> None:

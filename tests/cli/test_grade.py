@@ -73,6 +73,22 @@ def test_run_responses(graft, files):
     assert third["metadata"]["errors"]["invalid_variable_error"] is True
 
 
+def test_the_body_of_a_job(graft, files, tmp_path):
+    """Its response format comes along: the label must follow the schema."""
+    schema = {"type": "object", "properties": {"label": {"enum": ["Rome"]}}}
+    declared = {"type": "json_schema", "json_schema": {"name": "o", "strict": True, "schema": schema}}
+    body = {
+        "method": {"type": "reinforcement", "reinforcement": {"grader": GRADER, "response_format": declared}}
+    }
+    (tmp_path / "job.json").write_text(json.dumps(body))
+    samples = completions(files, '{"label": "Paris"}', '{"label": "Rome"}')
+    result = graft("grade", tmp_path / "job.json", files[1], "--samples", samples, "--json")
+    assert result.code == 0
+    first, second = json.loads(result.out)
+    assert (first["reward"], second["reward"]) == (0.0, 0.5)
+    assert first["metadata"]["errors"]["sample_parse_error"]
+
+
 def test_the_table(graft, files):
     result = graft("grade", *files, "--samples", completions(files, "Paris", "x", "y"))
     assert result.code == 0

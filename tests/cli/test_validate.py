@@ -134,12 +134,49 @@ def test_the_body_of_a_job(graft, write, depth):
     settings["grader"]["operation"] = "is"
     result = graft("validate", write("job.json", body), rows)
     assert result.code == 5
-    assert '$.operation: got "is"' in result.out
+    path = {
+        "body": "method.reinforcement.grader",
+        "method": "reinforcement.grader",
+        "reinforcement": "grader",
+    }[depth]
+    line = {"body": 11, "method": 9, "reinforcement": 7}[depth]
+    assert result.out.splitlines()[0].startswith(f'job.json:{line}: $.{path}.operation: got "is"; wants ')
+    settings["response_format"] = "json"
+    result = graft("validate", write("job.json", body))
+    assert result.code == 5
+    assert f'{path.removesuffix("grader")}response_format: got "json"; wants an object' in result.out
+    settings["response_format"] = {
+        "type": "json_schema",
+        "json_schema": {"name": "o", "schema": {"type": "objekt"}},
+    }
+    [problem] = [
+        line for line in graft("validate", write("job.json", body)).out.splitlines() if "objekt" in line
+    ]
+    assert "response_format.json_schema.schema: got $.type: 'objekt' is not" in problem
+    assert not problem.startswith("job.json:1:")
     del settings["response_format"]
     settings["grader"]["operation"] = "eq"
     result = graft("validate", write("job.json", body), rows)
     assert (result.code, len(result.out.splitlines())) == (3, 10)
     assert "wants a response_format" in result.out
+
+
+def test_the_body_of_a_job_without_a_grader(graft, write):
+    body = {"method": {"type": "reinforcement", "reinforcement": {"hyperparameters": {}}}}
+    result = graft("validate", write("job.json", body))
+    assert result.code == 5
+    assert "$.method.reinforcement.grader: got nothing; wants a grader object" in result.out
+
+
+def test_json_echoes_the_grader_as_it_was_understood(graft, write):
+    spec = {"type": "multi", "graders": [CHECK], "calculate_output": "string_check_score"}
+    found = json.loads(graft("validate", write("g.json", spec), "--json").out)
+    assert found["grader"] == {
+        "type": "multi",
+        "name": "multi",
+        "graders": {"string_check_score": CHECK},
+        "calculate_output": "string_check_score",
+    }
 
 
 def test_settings_with_a_grader(graft, write):
@@ -185,6 +222,13 @@ def test_a_reference_without_full_marks_is_a_problem(graft, write):
     assert result.code == 3
     [problem] = [line for line in result.out.splitlines() if line.startswith("rows.jsonl")]
     assert problem == "rows.jsonl:10: $: got the score 0 of 1; wants full marks for the reference"
+
+
+@pytest.mark.parametrize("answer", [{"city": "S\u00e3o Paulo"}, ["a", 1], True, 3], ids=repr)
+def test_a_reference_that_is_no_text_is_written_as_templates_write_it(graft, write, answer):
+    rows = [{**row, "answer": answer} for row in ROWS]
+    result = graft("validate", write("g.json", CHECK), write("rows.jsonl", rows), "--reference-key", "answer")
+    assert result.code == 0, result.out
 
 
 def test_a_reference_key_that_is_not_there(graft, write):

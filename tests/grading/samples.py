@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,6 +41,9 @@ class Reply:
 
     wait: threading.Event | None = None
     """Answers only when it is set."""
+
+    drips: Literal["", "headers", "body"] = ""
+    """Sends a little of these now and then, until `wait` is set: no read is ever long."""
 
 
 @dataclass
@@ -79,6 +82,9 @@ def scripted_server() -> Iterator[Scripted]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             headers = {key.lower(): value for key, value in self.headers.items()}
             reply = script.next_reply(Request(self.path, headers, body))
+            if reply.drips:
+                self.drip(reply)
+                return
             if reply.wait is not None:
                 reply.wait.wait()
             raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
@@ -94,6 +100,17 @@ def scripted_server() -> Iterator[Scripted]:
                 self.close_connection = True
             if reply.claims is not None:
                 self.close_connection = True
+
+        def drip(self, reply: Reply) -> None:
+            assert reply.wait is not None
+            self.close_connection = True
+            start = b"content-length: 1000000\r\n\r\n" if reply.drips == "body" else b"x-slow: "
+            try:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n" + start)
+                while not reply.wait.wait(0.02):
+                    self.wfile.write(b" ")
+            except OSError:
+                return
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Tests read what they want to know from `requests`."""

@@ -115,6 +115,14 @@ def test_defaults_are_written_out():
     assert "sampling_params" not in dump_grader(parse_grader(SCORE))
 
 
+def test_null_is_the_default_where_openai_echoes_it():
+    image = {"type": "input_image", "image_url": "x", "detail": None}
+    with_nulls = {**SCORE, "range": None, "input": [{"role": "user", "content": image, "type": None}]}
+    echo = dump_grader(parse_grader(with_nulls))
+    assert echo["range"] == [0.0, 1.0]
+    assert echo["input"][0]["content"]["detail"] == "auto"
+
+
 @pytest.mark.parametrize("key", ["max_completions_tokens", "max_completion_tokens", "max_tokens"])
 def test_the_token_limit_of_a_judge_has_three_spellings(key):
     spec = parse_grader({**SCORE, "sampling_params": {key: 5, "temperature": 1, "seed": 42, "top_p": 1}})
@@ -160,7 +168,7 @@ def test_every_form_of_content(content):
             {**CHECK, "operation": "equals"},
             "$.operation: got \"equals\"; wants 'eq', 'ne', 'like' or 'ilike'",
         ),
-        ({**CHECK, "reference": 4}, "$.reference: got 4; wants a valid string"),
+        ({**CHECK, "reference": 4}, "$.reference: got 4; wants text"),
         (
             {**CHECK, "input": "{{sampel.output_text}}"},
             "$.input: got '{{sampel.output_text}}' at line 1, column 1: no",
@@ -175,7 +183,16 @@ def test_every_form_of_content(content):
         ),
         ({**SCORE, "range": [1, 0]}, "$.range: got [1.0, 0.0]; wants [smallest, largest]"),
         ({**SCORE, "range": [0]}, "$.range: got [0]; wants at least 2 entries"),
-        ({**SCORE, "input": []}, "$.input: got []; wants at least 1 entries"),
+        ({**SCORE, "range": [0, 1, 2]}, "$.range: got [0, 1, 2]; wants at most 2 entries"),
+        ({**SCORE, "range": {"min": 0}}, '$.range: got {"min": 0}; wants a list'),
+        ({**SCORE, "model": ""}, '$.model: got ""; wants text that is not empty'),
+        (
+            {**SCORE, "sampling_params": {"seed": "4"}},
+            '$.sampling_params.seed: got "4"; wants a whole number',
+        ),
+        ({**SCORE, "sampling_params": {"top_p": "1"}}, '$.sampling_params.top_p: got "1"; wants a number'),
+        ({**SCORE, "sampling_params": 1}, "$.sampling_params: got 1; wants an object"),
+        ({**SCORE, "input": []}, "$.input: got []; wants at least 1 entry"),
         (
             {**SCORE, "input": [{"role": "tool", "content": "x"}]},
             "$.input[0].role: got \"tool\"; wants 'user', ",
@@ -196,7 +213,16 @@ def test_every_form_of_content(content):
         ({**LABEL, "passing_labels": ["fine"]}, "$.passing_labels: got 'fine'; wants only what is in labels"),
         (
             {**PYTHON, "source": "x = 1"},
-            "$.source: got no function of this name in the source; wants grade(sample",
+            "$.source: got no function grade in the source; wants grade(sample",
+        ),
+        ({**PYTHON, "source": "async def grade(s, i): ..."}, "$.source: got no function grade in the source"),
+        (
+            {**PYTHON, "source": "x = 1\0"},
+            "$.source: got a source with an error: source code string cannot contain null bytes; w",
+        ),
+        (
+            {**PYTHON, "source": "def grade(s, i): ...\ndef grade(s): ..."},
+            "$.source: got other arguments in line 2 of the source",
         ),
         (
             {**PYTHON, "source": "def grade(s):\n  return 1"},
@@ -208,9 +234,30 @@ def test_every_form_of_content(content):
             "$.source: got a source with an error: expected",
         ),
         ({**PYTHON, "source": "#" * (SOURCE_LIMIT + 1)}, f"$.source: got more than {SOURCE_LIMIT} bytes"),
-        ({**ENDPOINT, "url": "ftp://x"}, '$.url: got "ftp://x"; wants text like ^https?://'),
+        ({**ENDPOINT, "url": "ftp://x"}, '$.url: got "ftp://x"; wants an address such as https://'),
+        ({**ENDPOINT, "url": "http://[::1"}, '$.url: got "http://[::1"; wants an address such as https://'),
+        (
+            {**ENDPOINT, "url": "http://x:99999/"},
+            '$.url: got "http://x:99999/"; wants an address such as https://',
+        ),
+        ({**ENDPOINT, "url": "http://a b/"}, '$.url: got "http://a b/"; wants an address such as https://'),
+        ({**ENDPOINT, "headers": {"a b": "x"}}, "$.headers: got the name 'a b'; wants a header's name"),
+        ({**ENDPOINT, "headers": {"": "x"}}, "$.headers: got the name ''; wants a header's name"),
+        (
+            {**ENDPOINT, "headers": {"a": "x\r\nb: y"}},
+            "$.headers: got a value of 'a' that no header can have; wants",
+        ),
+        (
+            {**ENDPOINT, "headers": {"a": "\u00e9"}},
+            "$.headers: got a value of 'a' that no header can have; wants",
+        ),
+        (
+            {**ENDPOINT, "headers": {"Content-Length": "3"}},
+            "$.headers: got 'Content-Length', which is set by graft; w",
+        ),
         ({**ENDPOINT, "rate_limit": 0}, "$.rate_limit: got 0; wants greater than 0"),
-        ({**MULTI, "graders": {}}, "$.graders: got {}; wants at least 1 entries"),
+        ({**MULTI, "graders": {}}, "$.graders: got {}; wants at least 1 entry"),
+        ({**MULTI, "graders": None}, "$.graders: got null; wants an object"),
         (
             {**MULTI, "graders": {"a b": CHECK}},
             "$.graders.a b: got the key 'a b'; wants names of letters, digits and _",
@@ -224,7 +271,10 @@ def test_every_form_of_content(content):
             {**MULTI, "graders": {"a": MULTI}},
             "$.graders.a: got a grader of type 'multi' inside another; wants none",
         ),
-        ({**MULTI, "graders": CHECK}, "$.graders.type"),  # one grader where a map belongs
+        (
+            {**MULTI, "graders": CHECK},
+            '$.graders: got one grader; wants an object: key -> grader, e.g. {"first": {...}}',
+        ),
         (
             {**MULTI, "calculate_output": "fmt + ac"},
             "$.calculate_output: got the variable 'ac', which is no grader's",
@@ -264,6 +314,9 @@ def test_all_problems_are_listed():
         "from math import pow as grade",
         "try:\n  import x\nexcept ImportError:\n  pass\ndef helper(): ...\ndef grade(sample, item, /): return 1",
         "if True:\n  def grade(sample, item): return 1",
+        "def grade(a): return 0\ndef grade(sample, item): return 1",
+        "def grade(a): return 0\ngrade = lambda sample, item: 1",
+        "def with_c(f): return lambda a, b: f(a, b, 1)\n@with_c\ndef grade(a, b, c): return 1",
     ],
 )
 def test_sources_that_define_grade(source):
@@ -344,6 +397,14 @@ def test_problems_in_a_file_name_their_line(tmp_path):
         ('{"a": 1} # note', 'grader.json:1:10: $: got "#"'),
         ('{"a": 1', "grader.json:1:8: $: got the end; wants the end of the object: something is not closed"),
         ("", "grader.json:1:1: $: got the end"),
+        (
+            '"type": "multi"',
+            'grader.json:1:7: $: got ":" in "\\"type\\": \\"multi\\""; wants one value: put { before it',
+        ),
+        (
+            '{"a": 1} {"b": 2}',
+            'grader.json:1:10: $: got "{" in "{\\"a\\": 1} {\\"b\\": 2}"; wants one object and no more',
+        ),
         ('{"a": NaN}', "grader.json: $: got NaN; wants finite numbers"),
         ('{"a": 1, "a": 2}', 'grader.json: $: got the key "a" twice in one object'),
         ("[" * 100_000, "grader.json: $: got objects nested too deeply"),

@@ -13,7 +13,7 @@ from graft.grading.observe import Observer
 from graft.grading.row_checks import check_rows
 from graft.grading.sandbox import AssertionTest, ProgramTest
 from graft.types import Fault, Outcome
-from tests.grading.samples import sample
+from tests.grading.samples import sample, sandbox_result
 from tests.grading.sandbox.sandboxes import open_sandbox
 
 DOUBLE = "Here it is:\n```python\ndef double(x):\n    return 2 * x\n```\nDone."
@@ -92,3 +92,23 @@ def test_a_sandbox_that_breaks_is_no_zero():
     assert grade.score is None
     assert grade.outcome is Outcome.SANDBOX_FAILED
     assert Fault.PYTHON_GRADER_SERVER in grade.faults
+
+
+@pytest.mark.parametrize(
+    ("input_", "score", "outcome"),
+    [("{{sample.output_json.code}}", 0.0, Outcome.UNPARSEABLE), ("{{item.code}}", None, Outcome.CRASHED)],
+)
+def test_a_template_that_leads_to_nothing_fails_its_sample_alone(input_, score, outcome):
+    spec = parse_grader({"type": "code_tests", "input": input_})
+    asked = []
+
+    def run_tests(calls):
+        asked.append(len(calls))
+        return [sandbox_result(1.0) for _ in calls]
+
+    grader = build_grader(spec, Services(run_tests=run_tests), Observer(any_json=True))
+    good = sample('{"code": "x = 1"}', tests=["assert x"], code="x = 1")
+    lost, found = grader([sample("no JSON", tests=["assert x"]), good])
+    assert (lost.score, lost.outcome, list(lost.faults)) == (score, outcome, [Fault.INVALID_VARIABLE])
+    assert found.score == 1.0
+    assert asked == [1]

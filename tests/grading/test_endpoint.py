@@ -111,6 +111,16 @@ def test_a_service_that_is_too_slow_has_timed_out(server, ask):
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize("what", ["headers", "body"])
+def test_a_service_that_never_comes_to_its_end_has_timed_out(server, ask, what):
+    release = threading.Event()
+    server.replies = [Reply(drips=what, wait=release)]
+    graded = ask(timeout_s=0.3, retries=1)
+    release.set()
+    assert (graded.score, graded.outcome) == (None, Outcome.TIMED_OUT)
+    assert len(server.requests) == 2
+
+
 def test_an_answer_that_breaks_off_or_is_too_large(server, ask):
     server.replies = [Reply(body=b'{"score"', claims=100), Reply(body={"score": 1})]
     assert ask() == Grade(1.0)

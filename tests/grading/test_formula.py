@@ -89,7 +89,20 @@ def test_what_is_no_formula_is_refused_with_its_place(text, message):
 
 @pytest.mark.parametrize(
     "text",
-    ["1/0", "0^-1", "log(0)", "sqrt(-1)", "(-1)^0.5", "exp(1000)", "10^400", "1e308*10", "floor(1e308*10)"],
+    [
+        "1/0",
+        "0^-1",
+        "log(0)",
+        "sqrt(-1)",
+        "(-1)^0.5",
+        "exp(1000)",
+        "10^400",
+        "1e308*10",
+        "floor(1e308*10)",
+        "min(1, 1e308*10)",
+        "max(a, 1e308*10 - 1e308*10)",
+        "1/(1e308*10)",
+    ],  # also where the rest is finite
 )
 def test_what_has_no_finite_value_says_so(text):
     with pytest.raises(FormulaValueError, match="a = 2"):

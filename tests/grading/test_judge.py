@@ -247,6 +247,59 @@ def test_a_server_that_is_too_slow_has_timed_out(server, build):
     assert list(graded.faults) == [Fault.MODEL_GRADER_SERVER]
 
 
+@pytest.mark.parametrize("what", ["headers", "body"])
+def test_a_server_that_never_comes_to_its_end_has_timed_out(server, build, what):
+    release = threading.Event()
+    server.replies = [Reply(drips=what, wait=release)]
+    graded = grade(build(timeout_s=0.3, retries=0))
+    release.set()
+    assert (graded.score, graded.outcome) == (None, Outcome.TIMED_OUT)
+    assert list(graded.faults) == [Fault.MODEL_GRADER_SERVER]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"message": "four"}]},
+        {"choices": [{"message": [4]}]},
+        {"error": {"message": "no GPU left"}},
+        b"[" * 100_000,
+    ],
+    ids=["text", "list", "an error with status 200", "deep"],
+)
+def test_a_reply_of_another_form_is_a_server_error(server, build, body):
+    server.replies = [Reply(body=body)]
+    graded = grade(build(retries=1))
+    assert (graded.score, list(graded.faults)) == (None, [Fault.MODEL_GRADER_SERVER])
+    assert len(server.requests) == 2
+    assert isinstance(body, bytes) or "error" not in body or "no GPU left" in graded.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (400, {"error": "no json_schema here"}, "no json_schema here"),
+        (404, b"nothing at this path", "nothing at this path"),
+    ],
+)
+def test_a_refused_request_shows_what_the_server_said(server, build, status, body, words):
+    server.replies = [Reply(status, body)]
+    assert words in grade(build(retries=0)).reason
+
+
+def test_a_lost_connection_shows_why(closing):
+    client = JudgeClient(JudgeServer("http://127.0.0.1:9/v1", "", ""), {}, retries=0)
+    closing.append(client)
+    grader = build_grader(parse_grader(SCORE), Services(judges=client), Observer())
+    assert "refused" in grade(grader).reason
+
+
+@pytest.mark.parametrize("cached", [-1, None, [1]], ids=repr)
+def test_counts_of_tokens_that_are_none_count_nothing(server, build, cached):
+    server.replies = [judged(verdict(3), cached=cached)]
+    assert grade(build()).usage == {"judge-1": TokenUsage(prompt=11, completion=7, cached=0)}
+
+
 def test_nobody_there(closing):
     client = JudgeClient(JudgeServer("http://127.0.0.1:9/v1", "", ""), {}, retries=0)
     closing.append(client)
@@ -328,7 +381,7 @@ def test_the_pace_spaces_calls():
     assert len(slept) == 2
 
 
-def test_every_attempt_after_a_broken_answer_keeps_the_pace(server, build):
+def test_every_attempt_keeps_the_pace(server, build):
     waited = []
 
     class Counting(Pace):
@@ -338,6 +391,9 @@ def test_every_attempt_after_a_broken_answer_keeps_the_pace(server, build):
     server.replies = [Reply(body={}), judged(verdict(3))]
     assert grade(build(pace=Counting(None))).score == 3.0
     assert len(waited) == 2
+    server.replies = [Reply(429, {}, AT_ONCE), Reply(503, {}, AT_ONCE), judged(verdict(3))]
+    assert grade(build(pace=Counting(None))).score == 3.0
+    assert len(waited) == 5  # what the client library repeats counts too
 
 
 # -- the cache ------------------------------------------------------------------------------------------------
@@ -378,7 +434,17 @@ def test_failures_are_not_kept(server, build, tmp_path):
     assert [grade(grader).score for _ in range(4)] == [None, None, None, 2.0]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"value": 3}', '{"model": "x"}'])
+@pytest.mark.parametrize("result", ["high", None, True, float("inf")], ids=repr)
+def test_an_answer_without_a_score_is_not_kept(server, build, tmp_path, result):
+    server.replies = [judged(verdict(result)), judged(verdict(2))]
+    grader = build(cache=AnswersOnDisk(tmp_path))
+    assert [grade(grader).score for _ in range(3)] == [None, 2.0, 2.0]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"value": 3}', '{"model": "x"}', '{"value": {"result": "x"}}']
+)
 def test_a_damaged_entry_is_asked_again(server, build, tmp_path, content):
     server.replies = [judged(verdict(4)), judged(verdict(2)), judged(verdict(3))]
     grader = build(cache=AnswersOnDisk(tmp_path))

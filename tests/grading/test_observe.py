@@ -117,6 +117,17 @@ def test_any_json_is_read_where_graders_are_run_by_hand():
     assert Observer()(sample('{"a": 1}')).sample["output_json"] is None
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "false", "0", '""', "{}"])
+def test_json_that_is_empty_is_there(text):
+    wanted = "" if text == '""' else text
+    for observe in (
+        Observer(any_json=True),
+        Observer({"type": "json_schema", "json_schema": {"schema": True}}),
+    ):
+        [graded] = check("{{sample.output_json}}", wanted, observe=observe)([sample(text)])
+        assert (graded.score, graded.faults) == (1.0, {})
+
+
 # -- what is missing ------------------------------------------------------------------------------------------
 
 

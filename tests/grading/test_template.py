@@ -137,3 +137,12 @@ json_values = st.recursive(
 @given(json_values)
 def test_a_value_that_is_not_text_prints_as_json_that_reads_back(value):
     assert as_text(value) == value if isinstance(value, str) else json.loads(as_text(value)) == value
+
+
+def test_a_long_row_is_not_listed_whole():
+    namespaces = {"item": {f"key{number}": 1 for number in range(5000)}, "sample": {}}
+    with pytest.raises(MissingVariableError) as caught:
+        parse_template("{{item.k}}").render(namespaces)
+    assert len(str(caught.value)) < 500
+    assert "key0, key1" in str(caught.value)
+    assert "and 4980 more" in str(caught.value)

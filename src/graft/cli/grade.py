@@ -24,8 +24,8 @@ def grade(
         str,
         typer.Argument(
             metavar="GRADER",
-            help="A grader in OpenAI's format (.json), a settings file with a [grader] section (.toml), or "
-            "FILE.py:FUNCTION.",
+            help="A grader in OpenAI's format or the body of a fine-tuning job (.json), a settings file with a "
+            "[grader] section (.toml), or FILE.py:FUNCTION.",
         ),
     ],
     rows: Annotated[
@@ -67,8 +67,9 @@ def grade(
 
 def _open(grader: str, overrides: Sequence[str]) -> tuple[GraderSpec, Grading, Path]:
     from graft.config_file import load_config, load_grading
-    from graft.errors import ConfigError
+    from graft.errors import ConfigError, GraderError
     from graft.graders import grader_spec
+    from graft.validation import check_files
 
     path = Path(grader)
     if path.suffix.lower() == ".toml":
@@ -78,7 +79,12 @@ def _open(grader: str, overrides: Sequence[str]) -> tuple[GraderSpec, Grading, P
         return grader_spec(config.grader, Path(config.base)), config.grading, Path(config.base)
     grading = load_grading(overrides)
     if path.suffix.lower() == ".json":
-        return grader_spec({"file": str(path)}, Path()), grading, path.parent
+        found = check_files([path])
+        if found.grader is None or found.problems:
+            raise GraderError("\n".join(found.problems))
+        declared = found.grading.response_format
+        grading = grading if declared is None else grading.model_copy(update={"response_format": declared})
+        return found.grader, grading, path.parent
     return grader_spec({"type": "function", "function": grader}, Path()), grading, Path()
 
 

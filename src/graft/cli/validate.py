@@ -33,6 +33,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check graders and rows, without a model and without a network unless the grader asks a server."""
+    from graft.grading.check import dump_grader
     from graft.validation import check_files, error_of, lines_of, try_out
 
     found = check_files(files, prompt_key=prompt_key)
@@ -44,7 +45,7 @@ def validate(
             {
                 "files": found.files,
                 "rows": len(found.rows),
-                "grader": None if found.grader is None else found.grader.type,
+                "grader": None if found.grader is None else dump_grader(found.grader),
                 "problems": found.problems,
                 "notes": found.notes,
                 "trials": [

@@ -49,6 +49,18 @@ _SLIPS = (
 )
 """Character at which JSON went wrong -> what to do."""
 
+_WANTED = {
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+"""Finding of pydantic -> what it wants, where its own words are about Python."""
+
 
 def check_grader(data: Any, *, where: str = "grader") -> tuple[GraderSpec | None, list[Problem]]:
     """Check a grader object against OpenAI's schema, templates and formula included, and graft's own types.
@@ -65,6 +77,12 @@ def check_grader(data: Any, *, where: str = "grader") -> tuple[GraderSpec | None
     if not isinstance(data, Mapping):
         return None, [Problem(where, "$", shown(data), 'a grader object, e.g. {"type": "string_check", ...}')]
     members = data.get("graders")
+    if isinstance(members, Mapping) and isinstance(
+        members.get("type"), str
+    ):  # the type that OpenAI's clients declare
+        return None, [
+            Problem(where, "$.graders", "one grader", 'an object: key -> grader, e.g. {"first": {...}}')
+        ]
     keys: list[str] = []
     if data.get("type") == "multi" and isinstance(members, list):
         keys, problem = _as_map(data, where)
@@ -121,12 +139,26 @@ def check_grader_file(path: Path) -> tuple[GraderSpec | None, list[Problem]]:
         return None, [_json_problem(path.name, raw, error)]
     text = raw.decode("utf-8")
     spec, problems = check_grader(data, where=path.name)
-    return spec, [_with_line(problem, path.name, text) for problem in problems]
+    return spec, [placed(problem, path.name, text) for problem in problems]
 
 
 def dump_grader(spec: GraderSpec) -> dict[str, Any]:
     """The grader object of a specification: a map for `multi`, defaults filled in. Reading it gives it back."""
     return spec.model_dump(mode="json", exclude_none=True)
+
+
+def placed(problem: Problem, name: str, text: str, inside: Steps = ()) -> Problem:
+    """The problem with its line.
+
+    Args:
+        problem: with a path inside the object that was checked.
+        name: of the file.
+        text: of the file, JSON.
+        inside: what leads to the object that was checked.
+    """
+    line = line_of(text, (*inside, *_from_path(problem.path)))
+    path = _as_path(inside) + problem.path.removeprefix("$")
+    return Problem(f"{name}:{line}", path, problem.got, problem.wants)
 
 
 def line_of(text: str, steps: Steps) -> int:
@@ -223,11 +255,11 @@ def _wanted(entry: dict[str, Any]) -> str:
     kind = entry["type"]
     if kind == "missing":
         return "a value: this key is required"
-    if kind == "too_short":
-        return f"at least {entry['ctx']['min_length']} entries"
-    if kind == "string_pattern_mismatch":
-        return f"text like {entry['ctx']['pattern']}"
-    return str(entry["msg"]).removeprefix("Input should be ")
+    if kind in ("too_short", "too_long"):
+        bound, count = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+        number = entry["ctx"][count]
+        return f"at {bound} {number} {'entry' if number == 1 else 'entries'}"
+    return _WANTED.get(kind) or str(entry["msg"]).removeprefix("Input should be ")
 
 
 def _steps(entry: dict[str, Any], data: Any, keys: Sequence[str]) -> Steps:
@@ -285,6 +317,8 @@ def _json_problem(name: str, raw: bytes, error: BadJsonError) -> Problem:
     before = text[:position].rstrip()
     if at in ("}", "]") and before.endswith(","):
         advice = "no comma before it: remove the last one"
+    elif error.got.startswith("Extra data") and at not in ("#", "/"):
+        advice = "one value: put { before it and } behind it" if at == ":" else "one object and no more"
     elif not at:
         advice = "the end of the object: something is not closed"
     else:
@@ -294,12 +328,6 @@ def _json_problem(name: str, raw: bytes, error: BadJsonError) -> Problem:
     )
     return Problem(
         f"{name}:{line}:{column}", "$", f"{shown(at)} in {shown(excerpt)}" if at else "the end", advice
-    )
-
-
-def _with_line(problem: Problem, name: str, text: str) -> Problem:
-    return Problem(
-        f"{name}:{line_of(text, _from_path(problem.path))}", problem.path, problem.got, problem.wants
     )
 
 

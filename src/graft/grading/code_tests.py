@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graft.errors import DataError, GraderError
-from graft.grading.observe import Observer, with_faults
+from graft.grading.observe import Observation, Observer, missing_grade, with_faults
 from graft.grading.python import without_sandbox
 from graft.grading.sandbox import AssertionTest, CodeTest, ProgramTest, SandboxResult
 from graft.grading.schema import CodeTests
-from graft.grading.template import parse_template
-from graft.types import Fault, Grade, Outcome, Sample
+from graft.grading.template import MissingVariableError, parse_template
+from graft.types import Fault, Grade, Sample
 
 RunTests = Callable[[Sequence[tuple[str, Sequence[CodeTest]]]], Sequence[SandboxResult]]
 """Runs each code against its tests; `Sandbox.run_tests`."""
@@ -68,16 +68,22 @@ class CodeTestsGrader:
             DataError: a row has no tests.
         """
         seen = [self._observe(sample) for sample in samples]
-        calls = [
-            (code_in(self._text.render(one.namespaces)), self._tests(sample))
-            for one, sample in zip(seen, samples, strict=True)
-        ]
+        codes = [self._code(one) for one in seen]
+        tests = [self._tests(sample) for sample in samples]
+        calls = [(code, its) for code, its in zip(codes, tests, strict=True) if isinstance(code, str)]
         try:
-            results = self._run_tests(calls)
+            results = iter(self._run_tests(calls))
         except GraderError as error:
             return without_sandbox(error, seen)
-        grades = [self._grade(result.value, result.outcome, result.reason) for result in results]
+        grades = [code if isinstance(code, Grade) else self._grade(next(results)) for code in codes]
         return [with_faults(grade, one.faults) for grade, one in zip(grades, seen, strict=True)]
+
+    def _code(self, seen: Observation) -> str | Grade:
+        """The code, or the grade of a sample that has none."""
+        try:
+            return code_in(self._text.render(seen.namespaces))
+        except MissingVariableError as missing:
+            return missing_grade(seen, missing)
 
     def _tests(self, sample: Sample) -> list[CodeTest]:
         key, item = self._spec.key, sample.prompt.item
@@ -86,9 +92,9 @@ class CodeTestsGrader:
         except ValueError as error:
             raise DataError(f"grader 'code_tests', row {sample.prompt.row}: item.{key}: {error}") from None
 
-    def _grade(self, share: float | None, outcome: Outcome, reason: str) -> Grade:
-        if share is None:
-            faults = {Fault.PYTHON_GRADER_SERVER: reason}
-            return Grade(None, outcome, reason=reason, faults=faults)
-        score = float(share == 1) if self._spec.every else share
-        return Grade(score, reason=reason)
+    def _grade(self, result: SandboxResult) -> Grade:
+        if result.value is None:
+            faults = {Fault.PYTHON_GRADER_SERVER: result.reason}
+            return Grade(None, result.outcome, reason=result.reason, faults=faults)
+        score = float(result.value == 1) if self._spec.every else result.value
+        return Grade(score, reason=result.reason)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graft.data.sources import shown
+from graft.grading.deadline import within
 from graft.grading.libraries import import_library
 from graft.grading.observe import Observation
 from graft.grading.pace import Pace
@@ -74,7 +75,12 @@ class EndpointGrader:
     def _attempt(self, body: str) -> Grade | tuple[Outcome, str]:
         """A grade, or why another attempt may help."""
         self._pace.wait()
-        deadline = time.monotonic() + self._timeout_s
+        try:
+            return within(self._timeout_s, lambda: self._exchange(body))
+        except TimeoutError:
+            return Outcome.TIMED_OUT, f"no whole answer in {self._timeout_s:g} s"
+
+    def _exchange(self, body: str) -> Grade | tuple[Outcome, str]:
         try:
             with self._client.stream(
                 "POST", self._spec.url, content=body, headers={"content-type": "application/json"}
@@ -84,8 +90,6 @@ class EndpointGrader:
                     answer += chunk
                     if len(answer) > LARGEST_ANSWER:
                         return self._failed(Outcome.CRASHED, f"more than {LARGEST_ANSWER} bytes")
-                    if time.monotonic() > deadline:
-                        return Outcome.TIMED_OUT, f"no whole answer in {self._timeout_s:g} s"
         except self._http.TimeoutException as error:
             return Outcome.TIMED_OUT, f"no answer in {self._timeout_s:g} s ({type(error).__name__})"
         except (self._http.HTTPError, self._http.InvalidURL) as error:

@@ -98,7 +98,8 @@ class Formula:
             values: variable -> number; at least the formula's `names`.
 
         Raises:
-            FormulaValueError: division by zero, overflow, a root or logarithm that does not exist.
+            FormulaValueError: division by zero, overflow, a root or logarithm that does not exist; also in a part that
+                `min` or `max` would leave out.
         """
         try:
             value = float(self._run(values))
@@ -112,8 +113,10 @@ class Formula:
         stack: list[float] = []
         for entry in self._program:
             if isinstance(entry, _Apply):
-                arguments = stack[-entry.count :]
-                stack[-entry.count :] = [entry.function(*arguments)]
+                value = entry.function(*stack[-entry.count :])
+                if not math.isfinite(value):  # here: `min` and `max` would swallow it
+                    raise OverflowError(f"{value} on the way")
+                stack[-entry.count :] = [value]
             else:
                 stack.append(values[entry] if isinstance(entry, str) else entry)
         return stack[0]

@@ -1,7 +1,7 @@
 """Asking judge models: any server that speaks OpenAI's chat completions, with structured output.
 
-Failures of the server and of the judge come back as an `Answer` with a fault; they are never scores. Answers that
-could be read are kept on disk under the content of the question, so that the same question is asked once.
+Failures of the server and of the judge come back as an `Answer` with a fault; they are never scores. Answers of the
+form that was asked for are kept on disk under the content of the question, so that the same question is asked once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from graft.data.sources import printable, shown
+from graft.grading.deadline import within
 from graft.grading.libraries import import_library
+from graft.grading.observe import schema_check
 from graft.grading.pace import Pace
 from graft.types import Fault, Outcome, TokenUsage
 
@@ -110,16 +112,17 @@ class JudgeClient:
         Args:
             default: server of the models that are not in `servers`, each under its own name.
             servers: a grader's `model` -> where it is reached.
-            timeout_s: longest time that one attempt may wait for the server.
+            timeout_s: longest time of one attempt, its turn not counted.
             retries: further attempts after a failure that may pass: no connection, 408, 409, 429, 5xx, half an answer.
                 They wait as long as the server says (Retry-After), else from half a second to eight, doubling.
-            pace: spaces first attempts.
+            pace: spaces attempts, first and further ones.
             cache: where answers are kept.
 
         Raises:
             GraderError: the openai library is missing.
         """
         self._openai = import_library("openai", "judge models")
+        self._failures = (self._openai.OpenAIError, ValueError, OverflowError, RecursionError, OSError)
         self._default, self._servers = default, servers
         self._timeout_s, self._retries = timeout_s, retries
         self._pace = pace or Pace(None)
@@ -164,14 +167,14 @@ class JudgeClient:
         }
         question = {"base_url": server.base_url, **request}
         stored = None if self._cache is None else self._cache.read(question)
-        if stored is not None and isinstance(stored.get("value"), dict):
+        if stored is not None and _follows(stored.get("value"), schema):
             return Answer(stored["value"], str(stored.get("model")))
         try:
             reply = self._call(server, lambda client: _checked(client.chat.completions.create(**request)))
-        except (self._openai.OpenAIError, ValueError, OverflowError, OSError) as error:
+        except self._failures as error:
             return self._failure(server, error)
         answer = _read(reply, server)
-        if answer.value is not None and self._cache is not None:
+        if self._cache is not None and _follows(answer.value, schema):
             self._cache.write(question, {"value": answer.value, "model": answer.model})
         return answer
 
@@ -190,7 +193,7 @@ class JudgeClient:
                     len(texts),
                 ),
             )
-        except (self._openai.OpenAIError, ValueError, OverflowError, OSError) as error:
+        except self._failures as error:
             return self._failure(server, error), []
         vectors, tokens = reply
         if self._cache is not None:
@@ -214,16 +217,15 @@ class JudgeClient:
             api_key=server.api_key or NO_KEY,
             max_retries=self._retries,
             timeout=self._timeout_s,
+            http_client=_http_client(self._openai, self._pace, self._timeout_s),
         )
 
     def _call(self, server: JudgeServer, ask: Any) -> Any:
         """The library repeats what the server refused; an answer that breaks off is asked for again here."""
         client = self._clients[server.base_url, server.api_key]
         for _attempt in range(self._retries):
-            self._pace.wait()
-            with suppress(ValueError):  # half an answer, or none
+            with suppress(ValueError, RecursionError):  # half an answer, or none
                 return ask(client)
-        self._pace.wait()
         return ask(client)
 
     def _failure(self, server: JudgeServer, error: Exception) -> Answer:
@@ -232,9 +234,40 @@ class JudgeClient:
             None,
             server.model,
             fault=Fault.MODEL_GRADER_SERVER,
-            details=printable(f"{server.model} at {server.base_url}: {type(error).__name__}: {error}")[:1000],
+            details=printable(f"{server.model} at {server.base_url}: {_said(error)}")[:1000],
             outcome=Outcome.TIMED_OUT if late else Outcome.CRASHED,
         )
+
+
+def _http_client(openai: Any, pace: Pace, timeout_s: float) -> Any:
+    """The library's own client, in which each attempt waits for its turn and ends in time."""
+    httpx = import_library("httpx2", "judge models")
+
+    class PacedClient(openai.DefaultHttpxClient):
+        def send(self, request: Any, **options: Any) -> Any:
+            pace.wait()
+            try:
+                return within(timeout_s, lambda: super(PacedClient, self).send(request, **options))
+            except TimeoutError:
+                raise httpx.ReadTimeout(f"no whole answer in {timeout_s:g} s", request=request) from None
+
+    return PacedClient()
+
+
+def _said(error: Exception) -> str:
+    """An error with what the server said, or with what the connection was lost of."""
+    reply, cause = getattr(error, "response", None), error.__cause__
+    said = f" {reply.text[:200]}" if reply is not None and reply.text not in str(error) else ""
+    return f"{type(error).__name__}: {error}{said}" + (f" ({cause})" if cause is not None else "")
+
+
+def _follows(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Whether an answer has the form that was asked for, and finite numbers."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and schema_check(schema)(value) is None
 
 
 def strict_object(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,8 +292,10 @@ def clipped(value: Any, low: float, high: float) -> float | None:
 def _checked(reply: Any) -> Any:
     """A reply with a message in it; the client library hands on whatever JSON it got."""
     choices = getattr(reply, "choices", None)
-    if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
-        raise ValueError(f"the server answered with no message: {str(reply)[:200]}")
+    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    if not hasattr(message, "content"):
+        got = reply.to_dict(warnings=False) if hasattr(reply, "to_dict") else reply
+        raise ValueError(f"the server answered with no message: {shown(got, 200)}")
     return reply
 
 
@@ -272,17 +307,19 @@ def _vectors(reply: Any, count: int) -> tuple[list[list[float]], int]:
     )
     if not sound:
         raise ValueError(f"the server answered with no {count} vectors: {str(reply)[:200]}")
-    return [[float(x) for x in v or ()] for v in vectors], _count(reply, "prompt_tokens")
+    return [[float(x) for x in v or ()] for v in vectors], _count(
+        getattr(reply, "usage", None), "prompt_tokens"
+    )
 
 
 def _read(reply: Any, server: JudgeServer) -> Answer:
     message = reply.choices[0].message
     model = printable(reply.model) if isinstance(reply.model, str) and reply.model else server.model
-    cached = getattr(getattr(reply, "usage", None), "prompt_tokens_details", None)
+    counts = getattr(reply, "usage", None)
     usage = TokenUsage(
-        prompt=_count(reply, "prompt_tokens"),
-        completion=_count(reply, "completion_tokens"),
-        cached=getattr(cached, "cached_tokens", None) or 0,
+        prompt=_count(counts, "prompt_tokens"),
+        completion=_count(counts, "completion_tokens"),
+        cached=_count(getattr(counts, "prompt_tokens_details", None), "cached_tokens"),
     )
 
     def failed(fault: Fault, details: str) -> Answer:
@@ -305,6 +342,6 @@ def _read(reply: Any, server: JudgeServer) -> Answer:
     return Answer(value, model, usage)
 
 
-def _count(reply: Any, name: str) -> int:
-    value = getattr(getattr(reply, "usage", None), name, None)
-    return value if isinstance(value, int) else 0
+def _count(counts: Any, name: str) -> int:
+    value = getattr(counts, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

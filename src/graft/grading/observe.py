@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graft.data.sources import BadJsonError, Problem, parse_json, shown
-from graft.errors import DataError
+from graft.errors import DataError, GraderError
 from graft.grading.libraries import import_library
 from graft.grading.template import MissingVariableError
 from graft.types import Fault, Grade, Grader, Outcome, Sample, StopReason
@@ -32,6 +32,9 @@ class Observation:
     wants_json: bool
     """Whether the output was to be JSON, so that what is missing in it is the model's fault."""
 
+    absent: frozenset[str]
+    """Keys of `sample` that hold nothing, since the model gave nothing. A `null` that it wrote is something."""
+
     @property
     def text(self) -> str:
         """The completion."""
@@ -39,10 +42,10 @@ class Observation:
 
     @property
     def namespaces(self) -> Mapping[str, Any]:
-        """For templates: keys of `sample` that hold nothing do not exist."""
+        """For templates: keys of `sample` that are absent do not exist."""
         return {
             "item": self.item,
-            "sample": {key: value for key, value in self.sample.items() if value is not None and value != []},
+            "sample": {key: value for key, value in self.sample.items() if key not in self.absent},
         }
 
 
@@ -77,15 +80,18 @@ class Observer:
             faults[Fault.UNRESPONSIVE_REWARD] = "the completion is empty"
         if sample.stop is StopReason.LENGTH:
             faults[Fault.TRUNCATED_OBSERVATION] = f"cut off after {sample.tokens} tokens"
-        output_json, wants_json = None, self._any_json
-        if declared is not None and declared["type"] != "text":
-            wants_json = True
+        output_json, absent = None, {"output_json", "output_tools", "output_audio"}
+        parse = read_json if self._any_json else None
+        is_declared = declared is not None and declared["type"] != "text"
+        if declared is not None and is_declared:
+            parse = self._parser(declared, f"row {sample.prompt.row}: response_format")
+        if parse is not None:
             try:
-                output_json = self._parser(declared, f"row {sample.prompt.row}: response_format")(sample.text)
+                output_json = parse(sample.text)
+                absent.remove("output_json")
             except ValueError as error:
-                faults[Fault.SAMPLE_PARSE] = str(error)
-        elif self._any_json:
-            output_json = _json_or_none(sample.text)
+                if is_declared:
+                    faults[Fault.SAMPLE_PARSE] = str(error)
         return Observation(
             sample={
                 "output_text": sample.text,
@@ -102,7 +108,8 @@ class Observer:
             },
             item=sample.prompt.item,
             faults=faults,
-            wants_json=wants_json,
+            wants_json=parse is not None,
+            absent=frozenset(absent),
         )
 
     def _parser(self, declared: Mapping[str, Any], where: str) -> Callable[[str], Any]:
@@ -121,8 +128,10 @@ def declared_format(item: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) and value.get("type") in FORMAT_TYPES else None
 
 
-def check_response_format(declared: Mapping[str, Any], where: str) -> list[Problem]:
+def check_response_format(declared: Any, where: str) -> list[Problem]:
     """Why a `response_format` cannot be used."""
+    if not isinstance(declared, Mapping):
+        return [Problem(where, "$", shown(declared), 'an object, e.g. {"type": "json_schema", ...}')]
     if declared.get("type") not in FORMAT_TYPES:
         return [Problem(where, "$.type", shown(declared.get("type")), f"one of {', '.join(FORMAT_TYPES)}")]
     if declared["type"] != "json_schema":
@@ -154,18 +163,24 @@ def schema_problem(schema: Any) -> str | None:
 def schema_check(schema: Any) -> Callable[[Any], str | None]:
     """A function that says why a value does not follow a schema; None where it does.
 
-    The schema must have passed `schema_problem`. References lead to nothing outside it: nothing is fetched.
+    The schema must have passed `schema_problem`. References lead to nothing outside it: nothing is fetched. The
+    function raises GraderError where the schema itself is at fault, whatever the value.
     """
     jsonschema = import_library("jsonschema", "JSON schemas")
     from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     validator = jsonschema.validators.validator_for(schema)(schema, registry=Registry())
 
     def check(value: Any) -> str | None:
         try:
             error = jsonschema.exceptions.best_match(validator.iter_errors(value))
-        except Exception as failed:  # a reference that leads nowhere, a pattern that Python cannot read
-            return f"the schema cannot be applied: {type(failed).__name__}: {failed}"[:300]
+        except Unresolvable as failed:
+            raise GraderError(
+                f"the schema cannot be applied: {failed}. Its references must lead to a place inside it"
+            ) from None
+        except Exception as failed:  # numbers and depths that the library does not master
+            return f"the schema cannot be applied to it: {type(failed).__name__}: {failed}"[:300]
         return None if error is None else f"{error.json_path}: {error.message}"[:300]
 
     return check
@@ -201,11 +216,11 @@ def _judge(seen: Observation, judge: Callable[[Observation], Grade]) -> Grade:
     try:
         grade = judge(seen)
     except MissingVariableError as missing:
-        grade = _missing(seen, missing)
+        grade = missing_grade(seen, missing)
     return with_faults(grade, seen.faults)
 
 
-def _missing(seen: Observation, missing: MissingVariableError) -> Grade:
+def missing_grade(seen: Observation, missing: MissingVariableError) -> Grade:
     """The model's fault where its output lacks what was declared; else the row's or the grader's, and no score."""
     faults = {Fault.INVALID_VARIABLE: str(missing)}
     if missing.reference.steps[:1] == ("output_json",) and missing.reference.namespace == "sample":
@@ -231,10 +246,3 @@ def _build_parser(declared: Mapping[str, Any]) -> Callable[[str], Any]:
         return value
 
     return parse
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return read_json(text)
-    except ValueError:
-        return None

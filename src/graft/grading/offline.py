@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -24,14 +26,34 @@ def sample_of_text(
 def grade_all(grader: BuiltGrader, samples: Sequence[Sample]) -> list[tuple[Grade, float]]:
     """Each sample's grade and the seconds that it took, as many at a time as the grader allows.
 
+    The threads are daemons: who stops the command waits for no service.
+
     Raises:
-        GraftError: what the grader raises.
+        GraftError: what the grader raises; no further samples are asked about.
     """
+    graded: list[Future[tuple[Grade, float]]] = [Future() for _ in samples]
+    waiting: queue.SimpleQueue[tuple[Sample, Future[tuple[Grade, float]]]] = queue.SimpleQueue()
+    for entry in zip(samples, graded, strict=True):
+        waiting.put(entry)
+    over = threading.Event()
 
-    def grade(sample: Sample) -> tuple[Grade, float]:
-        began = time.perf_counter()
-        [one] = grader([sample])
-        return one, time.perf_counter() - began
+    def work() -> None:
+        while not over.is_set():
+            try:
+                sample, future = waiting.get_nowait()
+            except queue.Empty:
+                return
+            began = time.perf_counter()
+            try:
+                [one] = grader([sample])
+                future.set_result((one, time.perf_counter() - began))
+            except BaseException as error:
+                over.set()
+                future.set_exception(error)
 
-    with ThreadPoolExecutor(grader.calls_at_once, thread_name_prefix="graft-grading") as threads:
-        return list(threads.map(grade, samples))
+    for _ in range(min(grader.calls_at_once, len(samples))):
+        threading.Thread(target=work, daemon=True, name="graft-grading").start()
+    try:
+        return [future.result() for future in graded]
+    finally:
+        over.set()

@@ -7,13 +7,16 @@ hold checked plain values; `build.py` makes of them what judges. Imports nothing
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -46,6 +49,11 @@ def _template(text: str) -> str:
 
 Template = Annotated[str, AfterValidator(_template)]
 """Text with `{{item.*}}` and `{{sample.*}}`."""
+
+
+def null_is(default: Any) -> BeforeValidator:
+    """OpenAI's objects are echoed with null for what was left out."""
+    return BeforeValidator(lambda value: default if value is None else value)
 
 
 class Part(BaseModel):
@@ -119,7 +127,7 @@ class ImagePart(Part):
 
     type: Literal["input_image"]
     image_url: Template
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Annotated[Literal["auto", "low", "high"], null_is("auto")] = "auto"
 
 
 class Audio(Part):
@@ -186,7 +194,7 @@ class ScoreModel(Named):
     type: Literal["score_model"]
     input: list[InputMessage] = Field(min_length=1)
     model: str = Field(min_length=1)
-    range: list[FiniteFloat] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
+    range: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2), null_is([0.0, 1.0])] = [0.0, 1.0]
     """Smallest and largest score; what lies outside is clipped to it."""
 
     sampling_params: SamplingParams | None = None
@@ -242,25 +250,28 @@ class Python(Named):
         try:
             tree = ast.parse(value)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            line = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
             message = error.msg if isinstance(error, SyntaxError) else str(error)
             raise ValueError(
                 f"a source with an error: {message}{line}; want Python that can be read"
             ) from None
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name == "grade":
-                positional = [*node.args.posonlyargs, *node.args.args]
-                required = len(positional) - len(node.args.defaults)
-                needed = any(default is None for default in node.args.kw_defaults)
-                most = 10**9 if node.args.vararg else len(positional)
-                if not required <= 2 <= most or needed:
+        for statement in reversed(tree.body):  # the last one counts
+            if not any(_binds_grade(node) for node in ast.walk(statement)):
+                continue
+            match statement:
+                case ast.FunctionDef(name="grade", decorator_list=[]) if not _takes_two(statement.args):
                     raise ValueError(
-                        f"other arguments in line {node.lineno} of the source; want grade(sample, item)"
+                        f"other arguments in line {statement.lineno} of the source; want grade(sample, item)"
                     )
-                return value
-        if not any(_binds_grade(node) for node in ast.walk(tree)):
-            raise ValueError("no function of this name in the source; want grade(sample, item)")
-        return value
+            return value
+        raise ValueError("no function grade in the source; want grade(sample, item)")
+
+
+def _takes_two(arguments: ast.arguments) -> bool:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = len(positional) - len(arguments.defaults)
+    needed = any(default is None for default in arguments.kw_defaults)
+    return required <= 2 and (len(positional) >= 2 or arguments.vararg is not None) and not needed
 
 
 def _binds_grade(node: ast.AST) -> bool:
@@ -272,14 +283,42 @@ def _binds_grade(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id == "grade" and isinstance(node.ctx, ast.Store)
 
 
+OWN_HEADERS = ("connection", "content-length", "transfer-encoding")
+"""What the body decides."""
+
+
 class Endpoint(Named):
     """A service of one's own that is sent sample and row and answers with a score."""
 
     type: Literal["endpoint"]
-    url: str = Field(pattern=r"^https?://[^\s/]")
+    url: str
     headers: dict[str, str] | None = None
     rate_limit: FiniteFloat | None = Field(default=None, gt=0)
     """Requests a second."""
+
+    @field_validator("url")
+    @classmethod
+    def _leads_somewhere(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is none, half an IPv6 address
+            sound = False
+        if not sound or not value.isprintable() or " " in value:
+            raise ValueError(f"{json.dumps(value)}; want an address such as https://example.org/grade")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_sent(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for name, text in (value or {}).items():
+            if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
+                raise ValueError(f"the name {name!r}; want a header's name: letters, digits and -")
+            if name.lower() in OWN_HEADERS:
+                raise ValueError(f"{name!r}, which is set by graft; want other headers alone")
+            if not (text.isascii() and text.isprintable()):
+                raise ValueError(f"a value of {name!r} that no header can have; want plain ASCII in one line")
+        return value
 
 
 # -- graft's own ----------------------------------------------------------------------------------------------

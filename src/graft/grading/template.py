@@ -13,9 +13,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 NAMESPACES = ("item", "sample")
+
+KEYS_SHOWN = 20
+"""Of an object that lacks a key."""
 
 _PATH = re.compile(r"(?P<namespace>\w+)(?P<steps>(?:\.[\w-]+|\[\d{1,9}\])*)")
 _STEP = re.compile(r"\.([\w-]+)|\[(\d+)\]")
@@ -61,7 +65,7 @@ class Reference:
             elif not isinstance(value, Mapping):
                 raise MissingVariableError(self, f"'.{step}' of what is no object")
             elif step not in value:
-                raise MissingVariableError(self, f"no key {step!r}; there are: {', '.join(map(str, value))}")
+                raise MissingVariableError(self, f"no key {step!r}; there are: {_listed(value)}")
             container: Any = value
             value = container[step]
         return value
@@ -133,6 +137,11 @@ def _reference(inside: str, where: str) -> Reference:
         )
     steps = tuple(int(index) if index else key for key, index in _STEP.findall(match["steps"]))
     return Reference(match["namespace"], steps)
+
+
+def _listed(keys: Mapping[str, Any]) -> str:
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    return ", ".join(map(str, islice(keys, KEYS_SHOWN))) + more
 
 
 def _where(text: str, position: int) -> str:

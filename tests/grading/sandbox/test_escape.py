@@ -68,6 +68,7 @@ FAMILIES = {
 def test_no_socket_but_a_unix_one_can_be_made(grade, family):
     for kind in (1, 2, 3):
         refused(grade, f"import socket\nsocket.socket({FAMILIES[family]}, {kind})", "EPERM")
+        refused(grade, f"import socket\nsocket.socketpair({FAMILIES[family]}, {kind})", "EPERM")
 
 
 def test_there_is_no_network_even_without_the_filter(grade):

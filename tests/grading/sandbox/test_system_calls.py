@@ -69,7 +69,7 @@ NUMBERS = {
 @pytest.mark.parametrize("machine", list(MACHINES))
 def test_every_number_is_decided_as_listed(machine):
     forbidden = {numbers[MACHINES[machine]] for numbers in FORBIDDEN.values()}
-    special = {NUMBERS[machine][name] for name in ("clone", "clone3", "socket")}
+    special = {NUMBERS[machine][name] for name in ("clone", "clone3", "socket", "socketpair")}
     for number in range(600):
         if number not in special:
             assert decide(machine, number) == (EPERM if number in forbidden else ALLOW), number
@@ -78,7 +78,8 @@ def test_every_number_is_decided_as_listed(machine):
 @pytest.mark.parametrize("machine", list(MACHINES))
 def test_arguments_decide_about_sockets_and_processes(machine):
     socket, clone = NUMBERS[machine]["socket"], NUMBERS[machine]["clone"]
-    assert {family for family in range(50) if decide(machine, socket, family) == ALLOW} == {1}
+    for call in (socket, NUMBERS[machine]["socketpair"]):
+        assert {family for family in range(50) if decide(machine, call, family) == ALLOW} == {1}
     assert decide(machine, socket, 1 << 32 | 1) == ALLOW  # the kernel takes the lower half, an int
     assert decide(machine, socket, 1 << 32 | 2) == EPERM
     assert decide(machine, clone, 17) == ALLOW  # fork()

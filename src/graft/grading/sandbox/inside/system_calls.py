@@ -46,7 +46,7 @@ MACHINES = {"x86_64": 0, "aarch64": 1}
 """Columns of `FORBIDDEN` and the like."""
 
 _ARCHITECTURE = (0xC000003E, 0xC00000B7)
-_SOCKET = (41, 198)
+_SOCKETS = ((41, 198), (53, 199))  # socket, socketpair
 _CLONE = (56, 220)
 _CLONE3 = (435, 435)
 _X32 = 0x40000000  # bit of the numbers of x86_64's second set of calls, which the table does not list
@@ -82,14 +82,15 @@ def filter_program(machine: str | None = None) -> bytes:
     for numbers in FORBIDDEN.values():
         if numbers[column] is not None:
             parts += _when(_EQUAL, numbers[column], _step(_RETURN, _ERROR | _EPERM))
-    parts += _when(
-        _EQUAL,
-        _SOCKET[column],
-        _step(_LOAD, _FIRST_ARGUMENT),
-        _step(_EQUAL, _AF_UNIX, yes=1),
-        _step(_RETURN, _ERROR | _EPERM),
-        _step(_RETURN, _ALLOW),
-    )
+    for numbers in _SOCKETS:
+        parts += _when(
+            _EQUAL,
+            numbers[column],
+            _step(_LOAD, _FIRST_ARGUMENT),
+            _step(_EQUAL, _AF_UNIX, yes=1),
+            _step(_RETURN, _ERROR | _EPERM),
+            _step(_RETURN, _ALLOW),
+        )
     parts += _when(
         _EQUAL,
         _CLONE[column],
