@@ -39,8 +39,7 @@ class TreeAttentionFields(ctypes.Structure):
         ("d_key", c_void_p),
         ("d_value", c_void_p),
         ("spans", c_void_p),
-        ("trees", c_void_p),
-        ("tree_count", c_int64),
+        ("span_count", c_int64),
         ("heads", c_int64),
         ("kv_heads", c_int64),
         ("dim", c_int64),
@@ -64,23 +63,17 @@ class SpanTable:
     """Spans of a packed row as the kernels read them."""
 
     spans: torch.Tensor  # int64 [spans, 3]: start, end, end of the subtree; in row order
-    trees: torch.Tensor  # int64 [trees + 1]: first span of each tree, and the number of spans
 
     @classmethod
     def of(cls, spans: Sequence[SpanLike]) -> SpanTable:
         """From spans in row order."""
-        firsts, end = [], 0
-        for index, span in enumerate(spans):
-            if span.start >= end:
-                firsts.append(index)
-                end = span.subtree_end
         rows = [[span.start, span.end, span.subtree_end] for span in spans]
-        return cls(torch.tensor(rows).view(-1, 3), torch.tensor([*firsts, len(spans)]))
+        return cls(torch.tensor(rows).view(-1, 3))
 
     @classmethod
     def one_span(cls, tokens: int) -> SpanTable:
         """One causal sequence."""
-        return cls(torch.tensor([[0, tokens, tokens]]), torch.tensor([0, 1]))
+        return cls(torch.tensor([[0, tokens, tokens]]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +141,7 @@ def _fields(a: Attended, table: SpanTable, shape: HeadShape) -> TreeAttentionFie
         out_stride=a.out.stride(0),
         sums=a.sums.data_ptr(),
         spans=table.spans.data_ptr(),
-        trees=table.trees.data_ptr(),
-        tree_count=len(table.trees) - 1,
+        span_count=len(table.spans),
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         dim=shape.dim,
