@@ -1,4 +1,5 @@
-// Products on AMX tiles: bf16 factors, fp32 sums. Without AMX this compiles to traps, and `graft_engines` offers no AMX.
+// Products on AMX tiles: bf16 factors, fp32 sums. Where the compiler has no AMX these are traps, and `graft_engines`
+// does not offer it.
 #pragma once
 
 #include <immintrin.h>
