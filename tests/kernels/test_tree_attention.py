@@ -163,9 +163,9 @@ def test_a_tree_does_not_depend_on_its_neighbours_in_the_row():
 
 def test_hidden_tokens_leave_no_trace():
     """A sample whose numbers are not finite spoils neither its siblings nor what is computed afterwards."""
-    spans, shape = [Span(0, 20, 70), Span(20, 50, 50), Span(50, 70, 70)], HeadShape(3, 1, 64, 0.125)
-    table, gradient = SpanTable.of(spans), torch.randn(70, 192)
-    clean = inputs(70, shape)
+    spans, shape = [Span(0, 20, 55), Span(20, 50, 50), Span(50, 55, 55)], HeadShape(3, 1, 64, 0.125)
+    table, gradient = SpanTable.of(spans), torch.randn(55, 192)
+    clean = inputs(55, shape)
 
     def results(qkv):
         attended = attend(*qkv, table, shape)
