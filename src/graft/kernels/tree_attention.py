@@ -25,7 +25,7 @@ from graft.kernels.products import (
 
 
 class TreeAttentionFields(ctypes.Structure):
-    """`struct TreeAttention` in attention.cpp."""
+    """`struct TreeAttention` in attention.h."""
 
     _fields_ = [
         ("query", c_void_p),
@@ -39,8 +39,7 @@ class TreeAttentionFields(ctypes.Structure):
         ("d_key", c_void_p),
         ("d_value", c_void_p),
         ("spans", c_void_p),
-        ("trees", c_void_p),
-        ("tree_count", c_int64),
+        ("span_count", c_int64),
         ("heads", c_int64),
         ("kv_heads", c_int64),
         ("dim", c_int64),
@@ -64,23 +63,17 @@ class SpanTable:
     """Spans of a packed row as the kernels read them."""
 
     spans: torch.Tensor  # int64 [spans, 3]: start, end, end of the subtree; in row order
-    trees: torch.Tensor  # int64 [trees + 1]: first span of each tree, and the number of spans
 
     @classmethod
     def of(cls, spans: Sequence[SpanLike]) -> SpanTable:
         """From spans in row order."""
-        firsts, end = [], 0
-        for index, span in enumerate(spans):
-            if span.start >= end:
-                firsts.append(index)
-                end = span.subtree_end
         rows = [[span.start, span.end, span.subtree_end] for span in spans]
-        return cls(torch.tensor(rows).view(-1, 3), torch.tensor([*firsts, len(spans)]))
+        return cls(torch.tensor(rows).view(-1, 3))
 
     @classmethod
     def one_span(cls, tokens: int) -> SpanTable:
         """One causal sequence."""
-        return cls(torch.tensor([[0, tokens, tokens]]), torch.tensor([0, 1]))
+        return cls(torch.tensor([[0, tokens, tokens]]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +100,12 @@ class Attended:
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: SpanTable, shape: HeadShape
 ) -> Attended:
-    """Tree attention of bf16 `[T, heads dim]` queries and `[T, kv_heads dim]` keys and values; fp32 inside."""
+    """Tree attention of bf16 `[T, heads dim]` queries and `[T, kv_heads dim]` keys and values.
+
+    Products have fp32 sums and the softmax is fp32; probabilities are rounded to bf16 before they multiply the values,
+    as in FlashAttention (arXiv:2205.14135). A token's result is the same to the bit whatever else is in the row, and
+    for any number of threads.
+    """
     tokens = len(query)
     for name, x, heads in (
         ("query", query, shape.heads),
@@ -126,7 +124,11 @@ def attend(
 def attend_gradient(
     d_out: torch.Tensor, attended: Attended, table: SpanTable, shape: HeadShape
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """fp32 gradients of query, key and value, given fp32 `[T, heads dim]` of the output."""
+    """fp32 gradients of query, key and value, given fp32 `[T, heads dim]` of the output.
+
+    The given gradient, the probabilities and the gradients of the scores are rounded to bf16 where they are factors.
+    Results are the same to the bit for any number of threads.
+    """
     tokens = len(d_out)
     _expect("d_out", d_out, torch.float32, (tokens, shape.heads * shape.dim))
     gradients = tuple(
@@ -148,8 +150,7 @@ def _fields(a: Attended, table: SpanTable, shape: HeadShape) -> TreeAttentionFie
         out_stride=a.out.stride(0),
         sums=a.sums.data_ptr(),
         spans=table.spans.data_ptr(),
-        trees=table.trees.data_ptr(),
-        tree_count=len(table.trees) - 1,
+        span_count=len(table.spans),
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         dim=shape.dim,
@@ -181,7 +182,7 @@ def rotate_back_(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, di
 class AttentionBlock(torch.autograd.Function):
     """y = attention(x Wq^T, x Wk^T, x Wv^T) Wo^T with rotary embedding, for a packed row of trees.
 
-    Products have bf16 factors and fp32 sums; queries, keys, values and heads' outputs are rounded to bf16, scores
+    All products have bf16 factors and fp32 sums, those of the attention, too: probabilities are rounded to bf16; scores
     and softmax are fp32.
     """
 

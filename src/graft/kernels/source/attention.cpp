@@ -1,345 +1,310 @@
 // Attention over a packed row of trees for training: each token sees its own span up to itself and all of its
-// ancestors. Forward, and the gradients from recomputed probabilities.
+// ancestors. Forward, and the gradients from recomputed probabilities. Products are on AMX tiles: bf16 factors, so that
+// probabilities and gradients of scores are rounded, as FlashAttention does, and fp32 sums; the softmax is fp32.
 //
-// One task is one tree and one key/value head. It walks the tree's spans in row order, which is depth first, and
-// keeps the keys and values of the path that it stands on: position p of the path lies in place p. A span's keys
-// are brought there once, whatever hangs below; the sums of their gradients leave when its subtree is done. All of a
-// tree's sums are taken by one thread in one order.
+// One task is one piece of the row and one key/value head. It walks through its spans in row order, which is depth
+// first, and keeps the keys and values of the path that it stands on. A span's keys are brought there once, whatever
+// hangs below; the sums of their gradients leave when its subtree is done. What later pieces add to spans of earlier
+// ones is added at the end, piece by piece. Pieces depend on the spans alone, so that results do not depend on the
+// number of threads.
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
-#include "gemm.h"
-#include "vector.h"
+#include "path.h"
 
 namespace graft {
-
-// The ctypes mirror is in graft/kernels/tree_attention.py.
-struct TreeAttention {
-  const bf16* query;    // [tokens, heads dim], rotated; all rows are neighbours
-  const bf16* key;      // [tokens, kv_heads dim], rotated
-  const bf16* value;    // [tokens, kv_heads dim]
-  bf16* out;            // [tokens, heads dim], rows `out_stride` apart
-  int64_t out_stride;
-  float* sums;          // [tokens, heads] log-sum-exp of the scores
-  const float* d_out;   // [tokens, heads dim]
-  float* d_query;
-  float* d_key;
-  float* d_value;
-  const int64_t* spans;  // [spans, 3]: start, end, end of the subtree; in row order
-  const int64_t* trees;  // [trees + 1]: first span of each tree
-  int64_t tree_count;
-  int64_t heads;
-  int64_t kv_heads;
-  int64_t dim;           // a multiple of 16
-  float scale;
-};
-
 namespace {
 
-constexpr int64_t ROWS = 8;  // queries that are computed together
+constexpr int64_t TASKS = 12;  // at least, of long rows: equal shares for 2, 3 and 4 threads
 
-struct Place {
-  int64_t start, end, subtree_end;  // in the row
-  int64_t first;                    // of the span's positions on the path
-};
-
+// Stay from one walk to the next. Panels and slices as in path.h.
 struct Buffers {
-  std::vector<float> keys_across, values_across;  // [blocks of 16 positions][dim][16]
-  std::vector<float> keys, values, d_keys, d_values;  // [positions][dim]
-  std::vector<float> scores, d_scores;                // [ROWS][positions in whole pairs of blocks]
-  std::vector<float> queries, d_out, sums;            // [ROWS][dim]; sums: dim of the values
-  float log_sums[ROWS];
+  PathBlocks path;
+  Blocks<float> scores, d_scores;  // [panel]: [32 queries][32 positions]
+  Blocks<bf16> weights_left;       // [panel]: of scores, or of their gradients
+  Blocks<bf16> queries, d_out, queries_left_transposed, d_out_left_transposed;  // [slice]
+  Blocks<bf16> weights_right, d_scores_right;                                   // [1]: one panel's
+  Blocks<float> sums;                                                           // [1]
 };
 
-float* at_least(std::vector<float>& buffer, int64_t size) {
-  if (int64_t(buffer.size()) < size) buffer.resize(size);
-  return buffer.data();
-}
+// Up to 32 queries of one place that are computed together: position by position, the heads of one position next to
+// each other.
+struct Queries {
+  int64_t count;
+  int64_t panels;           // that the last of them sees
+  int64_t index[BLOCK];     // token heads + head
+  int64_t visible[BLOCK];   // positions; 0 behind the last query
+};
 
-// scores[r][0..16 blocks) = rows[r] . columns, with columns in blocks [dim][16]; two blocks at a time.
-void multiply_across(const float* rows, const float* columns, int64_t dim, int64_t blocks, float* scores,
-                     int64_t stride) {
-  for (int64_t block = 0; block < blocks; block += 2) {
-    const float *first = columns + block * dim * TILE, *second = first + dim * TILE;
-    __m512 a[ROWS], b[ROWS];
-    for (int r = 0; r < ROWS; ++r) a[r] = b[r] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < dim; ++d) {
-      const __m512 x = _mm512_loadu_ps(first + d * TILE), y = _mm512_loadu_ps(second + d * TILE);
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) {
-        const __m512 value = _mm512_set1_ps(rows[r * dim + d]);
-        a[r] = _mm512_fmadd_ps(value, x, a[r]);
-        b[r] = _mm512_fmadd_ps(value, y, b[r]);
-      }
-    }
-    for (int r = 0; r < ROWS; ++r) {
-      _mm512_storeu_ps(scores + r * stride + block * TILE, a[r]);
-      _mm512_storeu_ps(scores + r * stride + (block + 1) * TILE, b[r]);
-    }
-  }
-}
-
-// sums[r] = weights[r][0..count) . vectors [count][dim], for VECTORS vectors from number `at` on, four rows.
-template <int VECTORS>
-void blend_rows(const float* weights, int64_t stride, const float* vectors, int64_t count, int64_t dim, int64_t at,
-                float* sums) {
-  __m512 total[4][VECTORS];
-  for (auto& row : total)
-    for (auto& vector : row) vector = _mm512_setzero_ps();
-  for (int64_t i = 0; i < count; ++i) {
-    __m512 value[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) value[v] = _mm512_loadu_ps(vectors + i * dim + at + v * TILE);
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      const __m512 weight = _mm512_set1_ps(weights[r * stride + i]);
-      for (int v = 0; v < VECTORS; ++v) total[r][v] = _mm512_fmadd_ps(weight, value[v], total[r][v]);
-    }
-  }
-  for (int r = 0; r < 4; ++r)
-    for (int v = 0; v < VECTORS; ++v) _mm512_storeu_ps(sums + r * dim + at + v * TILE, total[r][v]);
-}
-
-void blend_all(const float* weights, int64_t stride, const float* vectors, int64_t count, int64_t dim, float* sums) {
-  for (int64_t r = 0; r < ROWS; r += 4) {
-    int64_t at = 0;
-    for (; at + 4 * TILE <= dim; at += 4 * TILE)
-      blend_rows<4>(weights + r * stride, stride, vectors, count, dim, at, sums + r * dim);
-    for (; at < dim; at += TILE)
-      blend_rows<1>(weights + r * stride, stride, vectors, count, dim, at, sums + r * dim);
-  }
-}
-
-// sums[i] += weights[r][i] rows[r] over all r, for four positions i and VECTORS vectors from number `at` on.
-template <int VECTORS>
-void spread(const float* weights, int64_t stride, const float* rows, int64_t dim, int64_t at, float* sums) {
-  __m512 total[4][VECTORS];
-  for (int i = 0; i < 4; ++i)
-    for (int v = 0; v < VECTORS; ++v) total[i][v] = _mm512_loadu_ps(sums + i * dim + at + v * TILE);
-  for (int r = 0; r < ROWS; ++r) {
-    __m512 value[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) value[v] = _mm512_loadu_ps(rows + r * dim + at + v * TILE);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m512 weight = _mm512_set1_ps(weights[r * stride + i]);
-      for (int v = 0; v < VECTORS; ++v) total[i][v] = _mm512_fmadd_ps(weight, value[v], total[i][v]);
-    }
-  }
-  for (int i = 0; i < 4; ++i)
-    for (int v = 0; v < VECTORS; ++v) _mm512_storeu_ps(sums + i * dim + at + v * TILE, total[i][v]);
-}
-
-void spread_all(const float* weights, int64_t stride, const float* rows, int64_t count, int64_t dim, float* sums) {
-  for (int64_t i = 0; i < count; i += 4) {
-    int64_t at = 0;
-    for (; at + 4 * TILE <= dim; at += 4 * TILE) spread<4>(weights + i, stride, rows, dim, at, sums + i * dim);
-    for (; at < dim; at += TILE) spread<1>(weights + i, stride, rows, dim, at, sums + i * dim);
-  }
-}
-
-// One tree and one key/value head.
+// One piece and one key/value head.
 class Walk {
  public:
-  Walk(const TreeAttention& attention, int64_t tree, int64_t kv_head, Buffers& buffers)
-      : a(attention), b(buffers), kv_head(kv_head), group(a.heads / a.kv_heads) {
-    int64_t longest = 0;
-    for (int64_t i = a.trees[tree]; i < a.trees[tree + 1]; ++i) {
-      places.push_back({a.spans[3 * i], a.spans[3 * i + 1], a.spans[3 * i + 2], 0});
-      Place& place = places.back();
-      while (!open.empty() && open.back().subtree_end <= place.start) open.pop_back();
-      if (!open.empty()) place.first = open.back().first + open.back().end - open.back().start;
-      open.push_back(place);
-      longest = std::max(longest, place.first + place.end - place.start);
-    }
-    open.clear();
-    room = round_up(longest, 2 * TILE);
-    for (auto* buffer : {&b.keys_across, &b.values_across, &b.keys, &b.values, &b.d_keys, &b.d_values})
-      at_least(*buffer, room * a.dim);
-    for (auto* buffer : {&b.scores, &b.d_scores}) at_least(*buffer, ROWS * room);
-    for (auto* buffer : {&b.queries, &b.d_out, &b.sums}) at_least(*buffer, ROWS * a.dim);
+  Walk(const TreeAttention& attention, const Forest& forest, const Piece& piece, int64_t kv_head, float* shared,
+       Buffers& buffers)
+      : a(attention), forest(forest), piece(piece), kv_head(kv_head), b(buffers),
+        path(attention, forest, piece, kv_head, shared, buffers.path) {
+    group = a.heads / a.kv_heads;
+    slices = round_up(a.dim, BLOCK) / BLOCK;
+    const int64_t panels = round_up(forest.longest, BLOCK) / BLOCK;
+    for (auto* scores : {&b.scores, &b.d_scores}) scores->make_room(panels);
+    b.weights_left.make_room(panels);
+    for (auto* factors : {&b.queries, &b.d_out, &b.queries_left_transposed, &b.d_out_left_transposed})
+      factors->make_room(slices);
+    for (auto* factors : {&b.weights_right, &b.d_scores_right}) factors->make_room(1);
+    b.sums.make_room(1);
   }
 
   void forward() {
-    for (const Place& place : places) {
-      enter(place, false);
-      for_rows(place, [&](const Place& p, int64_t row, int64_t rows) {
-        const int64_t seen = score(p, row, rows);
-        for (int64_t r = 0; r < ROWS; ++r) soften(p, row, rows, r, seen);
-        blend_all(b.scores.data(), room, b.values.data(), seen, a.dim, b.sums.data());
-        for (int64_t r = 0; r < rows; ++r) {
-          bf16* to = a.out + token(p, row + r) * a.out_stride + head(row + r) * a.dim;
-          for (int64_t d = 0; d < a.dim; d += TILE)
-            store16(to + d, _mm512_loadu_ps(b.sums.data() + r * a.dim + d), 0xFFFF);
-        }
-      });
+    for (int64_t index : forest.ancestors(piece.first)) path.enter(index, false);
+    for (int64_t index = piece.first; index < piece.last; ++index) {
+      path.enter(index, false);
+      for_queries(forest.places[index], [this](const Queries& q) { attend(q); });
     }
   }
 
   void backward() {
-    for (const Place& place : places) {
-      leave(place.start);
-      enter(place, true);
-      open.push_back(place);
-      for_rows(place, [&](const Place& p, int64_t row, int64_t rows) {
-        const int64_t seen = score(p, row, rows);
-        load_gradients(p, row, rows);
-        multiply_across(b.d_out.data(), b.values_across.data(), a.dim, round_up(seen, 2 * TILE) / TILE,
-                        b.d_scores.data(), room);
-        for (int64_t r = 0; r < ROWS; ++r) differentiate(p, row, rows, r, seen);
-        blend_all(b.d_scores.data(), room, b.keys.data(), seen, a.dim, b.sums.data());
-        for (int64_t r = 0; r < rows; ++r) {
-          float* to = a.d_query + (token(p, row + r) * a.heads + head(row + r)) * a.dim;
-          for (int64_t d = 0; d < a.dim; d += TILE)
-            _mm512_storeu_ps(to + d, _mm512_mul_ps(_mm512_set1_ps(a.scale),
-                                                   _mm512_loadu_ps(b.sums.data() + r * a.dim + d)));
-        }
-        spread_all(b.scores.data(), room, b.d_out.data(), seen, a.dim, b.d_values.data());
-        spread_all(b.d_scores.data(), room, b.queries.data(), seen, a.dim, b.d_keys.data());
-      });
+    for (int64_t index : forest.ancestors(piece.first)) path.enter(index, true);
+    for (int64_t index = piece.first; index < piece.last; ++index) {
+      path.leave(forest.places[index].start);
+      path.enter(index, true);
+      for_queries(forest.places[index], [this](const Queries& q) { differentiate(q); });
     }
-    leave(std::numeric_limits<int64_t>::max());
+    path.leave(std::numeric_limits<int64_t>::max());
   }
 
  private:
   const TreeAttention& a;
+  const Forest& forest;
+  const Piece& piece;
+  int64_t kv_head, group, slices;
   Buffers& b;
-  int64_t kv_head, group, room;
-  std::vector<Place> places, open;
-
-  // Rows of a span: position by position, the heads of one position next to each other.
-  int64_t token(const Place& p, int64_t row) const { return p.start + row / group; }
-  int64_t head(int64_t row) const { return kv_head * group + row % group; }
-  int64_t visible(const Place& p, int64_t row) const { return p.first + row / group + 1; }
+  Path path;
 
   template <typename Function>
-  void for_rows(const Place& p, Function function) {
+  void for_queries(const Place& p, Function function) {
     const int64_t count = (p.end - p.start) * group;
-    for (int64_t row = 0; row < count; row += ROWS) function(p, row, std::min(ROWS, count - row));
+    for (int64_t row = 0; row < count; row += BLOCK) {
+      Queries q = {std::min(BLOCK, count - row)};
+      for (int64_t r = 0; r < q.count; ++r) {
+        const int64_t offset = (row + r) / group;
+        q.index[r] = (p.start + offset) * a.heads + kv_head * group + (row + r) % group;
+        q.visible[r] = p.first + offset + 1;
+      }
+      q.panels = round_up(q.visible[q.count - 1], BLOCK) / BLOCK;
+      function(q);
+    }
   }
 
-  // Brings a span's keys and values to the path. The places behind it hold finite numbers, whoever left them.
-  void enter(const Place& p, bool gradients) {
-    for (int64_t i = 0; i < p.end - p.start; ++i) {
-      const int64_t from = ((p.start + i) * a.kv_heads + kv_head) * a.dim, position = p.first + i;
-      const int64_t across = position / TILE * a.dim * TILE + position % TILE;
-      for (int64_t d = 0; d < a.dim; d += TILE) {
-        alignas(64) float key[TILE], value[TILE];
-        _mm512_store_ps(key, load16(a.key + from + d));
-        _mm512_store_ps(value, load16(a.value + from + d));
-        for (int64_t j = 0; j < TILE; ++j) b.keys_across[across + (d + j) * TILE] = key[j];
-        std::memcpy(b.values.data() + position * a.dim + d, value, sizeof value);
-        if (!gradients) continue;
-        for (int64_t j = 0; j < TILE; ++j) b.values_across[across + (d + j) * TILE] = value[j];
-        std::memcpy(b.keys.data() + position * a.dim + d, key, sizeof key);
+  template <typename T>
+  Rows<T> rows_of(const Queries& q, const T* matrix) const {
+    Rows<T> rows;
+    rows.width = a.dim;
+    for (int64_t r = 0; r < q.count; ++r) rows.row[r] = matrix + q.index[r] * a.dim;
+    return rows;
+  }
+
+  // sums [queries][32 positions] = left . right^T, for one panel
+  void multiply_by_panel(const Queries& q, Blocks<bf16>& left, Blocks<bf16>& right, int64_t panel, float* sums) {
+    multiply_blocks<false>(left[0], 1, right[panel * slices], 1, slices, q.count, sums);
+  }
+
+  void attend(const Queries& q) {
+    pack_left(rows_of(q, a.query), b.queries[0]);
+    __m512 tops[BLOCK], totals[BLOCK];
+    for (int64_t r = 0; r < q.count; ++r) tops[r] = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int64_t panel = 0; panel < q.panels; ++panel) {
+      multiply_by_panel(q, b.queries, b.path.keys_right_transposed, panel, b.scores[panel]);
+      raise_tops(q, panel, tops);
+    }
+    float highest[BLOCK];
+    for (int64_t r = 0; r < q.count; ++r) {
+      highest[r] = _mm512_reduce_max_ps(tops[r]);
+      totals[r] = _mm512_setzero_ps();
+    }
+    for (int64_t panel = 0; panel < q.panels; ++panel) weigh(q, panel, highest, totals);
+    float inverse[BLOCK];
+    for (int64_t r = 0; r < q.count; ++r) {
+      const float total = _mm512_reduce_add_ps(totals[r]);
+      a.sums[q.index[r]] = highest[r] + std::log(total);
+      inverse[r] = 1.0f / total;
+    }
+    blend_path(q, b.path.values_right, inverse, [&](int64_t r) {
+      return a.out + q.index[r] / a.heads * a.out_stride + q.index[r] % a.heads * a.dim;
+    });
+  }
+
+  // place(r)[dim] = factors[r] times the sum over positions of weights and rows of a right factor.
+  template <typename PlaceOf>
+  void blend_path(const Queries& q, Blocks<bf16>& right, const float* factors, PlaceOf place) {
+    float* sums = b.sums[0];
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      multiply_blocks<false>(b.weights_left[0], 1, right[slice], slices, q.panels, q.count, sums);
+      for (int64_t r = 0; r < q.count; ++r)
+        for (int64_t d = 0; d < std::min(BLOCK, a.dim - slice * BLOCK); d += TILE) {
+          const __m512 sum = _mm512_loadu_ps(sums + r * BLOCK + d);
+          store16(place(r) + slice * BLOCK + d, _mm512_mul_ps(sum, _mm512_set1_ps(factors[r])), 0xFFFF);
+        }
+    }
+  }
+
+  // Scales the scores of a panel and keeps the highest that each row sees.
+  void raise_tops(const Queries& q, int64_t panel, __m512* tops) {
+    const __m512 scale = _mm512_set1_ps(a.scale);
+    for (int64_t r = 0; r < q.count; ++r)
+      for (int64_t i = 0; i < BLOCK; i += TILE) {
+        float* at = b.scores[panel] + r * BLOCK + i;
+        const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(at), scale);
+        _mm512_storeu_ps(at, score);
+        tops[r] = _mm512_mask_max_ps(tops[r], first_lanes(q.visible[r] - panel * BLOCK - i), tops[r], score);
+      }
+  }
+
+  // Scores of a panel -> weights exp(score - highest), rounded, zero where nothing is seen; and their fp32 sums.
+  void weigh(const Queries& q, int64_t panel, const float* highest, __m512* totals) {
+    for (int64_t r = 0; r < q.count; ++r) {
+      __m512 weight[2];
+      for (int64_t half = 0; half < 2; ++half) {
+        const __m512 score = _mm512_loadu_ps(b.scores[panel] + r * BLOCK + half * TILE);
+        const __m512 shifted = _mm512_sub_ps(score, _mm512_set1_ps(highest[r]));
+        const __mmask16 seen = first_lanes(q.visible[r] - panel * BLOCK - half * TILE);
+        weight[half] = _mm512_maskz_mov_ps(seen, exponential(shifted));
+        totals[r] = _mm512_add_ps(totals[r], weight[half]);
+      }
+      _mm512_storeu_si512(b.weights_left[panel] + r * BLOCK, to_bf16(weight[0], weight[1]));
+    }
+  }
+
+  void differentiate(const Queries& q) {
+    const Rows<bf16> queries = rows_of(q, a.query);
+    const Rows<float> d_out = rows_of(q, a.d_out);
+    pack_left(queries, b.queries[0]);
+    pack_left(d_out, b.d_out[0]);
+    pack_left_transposed(queries, b.queries_left_transposed[0]);
+    pack_left_transposed(d_out, b.d_out_left_transposed[0]);
+    __m512 dots[BLOCK];
+    for (__m512& dot : dots) dot = _mm512_setzero_ps();
+    for (int64_t panel = 0; panel < q.panels; ++panel) {
+      multiply_by_panel(q, b.queries, b.path.keys_right_transposed, panel, b.scores[panel]);
+      multiply_by_panel(q, b.d_out, b.path.values_right_transposed, panel, b.d_scores[panel]);
+      weigh_again(q, panel, dots);
+    }
+    float means[BLOCK], scales[BLOCK];
+    for (int64_t r = 0; r < BLOCK; ++r) {
+      means[r] = _mm512_reduce_add_ps(dots[r]);
+      scales[r] = a.scale;
+    }
+    for (int64_t panel = 0; panel < q.panels; ++panel) {
+      differentiate_scores(panel, means);
+      add_to_panel(panel);
+    }
+    blend_path(q, b.path.keys_right, scales, [&](int64_t r) { return a.d_query + q.index[r] * a.dim; });
+  }
+
+  // d_values^T += d_out^T p and d_keys^T += queries^T d_scores for the positions of a panel.
+  void add_to_panel(int64_t panel) {
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const int64_t at = panel * slices + slice, numbers = a.dim - slice * BLOCK;
+      multiply_blocks<true>(b.d_out_left_transposed[slice], 1, b.weights_right[0], 1, 1, numbers, b.path.d_values[at]);
+      multiply_blocks<true>(b.queries_left_transposed[slice], 1, b.d_scores_right[0], 1, 1, numbers,
+                            b.path.d_keys[at]);
+    }
+  }
+
+  // Scores -> probabilities p; and sums of p d_p. Such a sum equals d_out . out, but the output is rounded, and where
+  // values have much in common it would not cancel.
+  void weigh_again(const Queries& q, int64_t panel, __m512* dots) {
+    float *scores = b.scores[panel], *d_scores = b.d_scores[panel];
+    const __m512 scale = _mm512_set1_ps(a.scale);
+    for (int64_t r = 0; r < q.count; ++r) {
+      const __m512 log_sum = _mm512_set1_ps(a.sums[q.index[r]]);
+      for (int64_t i = 0; i < BLOCK; i += TILE) {
+        const int64_t at = r * BLOCK + i;
+        const __m512 shifted = _mm512_fmsub_ps(_mm512_loadu_ps(scores + at), scale, log_sum);
+        const __mmask16 seen = first_lanes(q.visible[r] - panel * BLOCK - i);
+        const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(shifted));
+        dots[r] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(d_scores + at), dots[r]);
+        _mm512_storeu_ps(scores + at, weight);
       }
     }
-    if (!gradients) return;
-    // Groups of four positions reach a little behind the path: those sums are not read, but must stay finite.
-    const int64_t end = round_up(p.first + p.end - p.start, TILE);
-    std::fill(b.d_keys.begin() + p.first * a.dim, b.d_keys.begin() + end * a.dim, 0.0f);
-    std::fill(b.d_values.begin() + p.first * a.dim, b.d_values.begin() + end * a.dim, 0.0f);
+    for (int64_t at = q.count * BLOCK; at < BLOCK_NUMBERS; at += TILE) {
+      _mm512_storeu_ps(scores + at, _mm512_setzero_ps());
+      _mm512_storeu_ps(d_scores + at, _mm512_setzero_ps());
+    }
   }
 
-  // Spans whose subtree ends before `start` give away the sums of their gradients.
-  void leave(int64_t start) {
-    for (; !open.empty() && open.back().subtree_end <= start; open.pop_back()) {
-      const Place& p = open.back();
-      for (int64_t i = 0; i < p.end - p.start; ++i) {
-        const int64_t to = ((p.start + i) * a.kv_heads + kv_head) * a.dim, from = (p.first + i) * a.dim;
-        std::memcpy(a.d_key + to, b.d_keys.data() + from, a.dim * sizeof(float));
-        std::memcpy(a.d_value + to, b.d_values.data() + from, a.dim * sizeof(float));
+  // d_scores = p (d_p - sum of p d_p) of a panel; rounds both to factors.
+  void differentiate_scores(int64_t panel, const float* means) {
+    const float *scores = b.scores[panel], *d_scores = b.d_scores[panel];
+    bf16 *left = b.weights_left[panel], *right = b.weights_right[0], *d_right = b.d_scores_right[0];
+    for (int64_t pair = 0; pair < TILE; ++pair) {
+      __m512 weight[2][2], slope[2][2];
+      for (int64_t i = 0; i < 2; ++i) {
+        const int64_t r = 2 * pair + i;
+        const __m512 mean = _mm512_set1_ps(means[r]);
+        for (int64_t half = 0; half < 2; ++half) {
+          const int64_t at = r * BLOCK + half * TILE;
+          weight[i][half] = _mm512_loadu_ps(scores + at);
+          slope[i][half] = _mm512_mul_ps(weight[i][half], _mm512_sub_ps(_mm512_loadu_ps(d_scores + at), mean));
+        }
+        _mm512_storeu_si512(left + r * BLOCK, to_bf16(slope[i][0], slope[i][1]));
       }
-    }
-  }
-
-  // Scores of the rows, scaled; returns how many positions the last of them sees.
-  int64_t score(const Place& p, int64_t row, int64_t rows) {
-    for (int64_t r = 0; r < ROWS; ++r)
-      for (int64_t d = 0; d < a.dim; d += TILE) {
-        __m512 query = _mm512_setzero_ps();
-        if (r < rows) query = load16(a.query + (token(p, row + r) * a.heads + head(row + r)) * a.dim + d);
-        _mm512_storeu_ps(b.queries.data() + r * a.dim + d, _mm512_mul_ps(query, _mm512_set1_ps(a.scale)));
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t at = half * TILE * BLOCK + pair * BLOCK;
+        _mm512_storeu_si512(right + at, to_bf16_pairs(weight[0][half], weight[1][half]));
+        _mm512_storeu_si512(d_right + at, to_bf16_pairs(slope[0][half], slope[1][half]));
       }
-    const int64_t seen = visible(p, row + rows - 1);
-    multiply_across(b.queries.data(), b.keys_across.data(), a.dim, round_up(seen, 2 * TILE) / TILE,
-                    b.scores.data(), room);
-    return seen;
-  }
-
-  // Scores of row r -> probabilities, zero past what it sees.
-  void soften(const Place& p, int64_t row, int64_t rows, int64_t r, int64_t seen) {
-    float* scores = b.scores.data() + r * room;
-    const int64_t count = r < rows ? visible(p, row + r) : 0, width = round_up(seen, TILE);
-    __m512 top = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int64_t i = 0; i < count; i += TILE)
-      top = _mm512_mask_max_ps(top, first_lanes(count - i), top, _mm512_loadu_ps(scores + i));
-    const float highest = count ? _mm512_reduce_max_ps(top) : 0;
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < width; i += TILE) {
-      const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(highest));
-      const __m512 weight = _mm512_maskz_mov_ps(first_lanes(count - i), exponential(shifted));
-      _mm512_storeu_ps(scores + i, weight);
-      sum = _mm512_add_ps(sum, weight);
-    }
-    if (!count) return;
-    const float total = _mm512_reduce_add_ps(sum);
-    a.sums[token(p, row + r) * a.heads + head(row + r)] = highest + std::log(total);
-    const __m512 inverse = _mm512_set1_ps(1.0f / total);
-    for (int64_t i = 0; i < width; i += TILE)
-      _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), inverse));
-  }
-
-  // The rows' output gradients and log-sum-exps.
-  void load_gradients(const Place& p, int64_t row, int64_t rows) {
-    for (int64_t r = 0; r < ROWS; ++r) {
-      for (int64_t d = 0; d < a.dim; d += TILE) {
-        __m512 gradient = _mm512_setzero_ps();
-        if (r < rows)
-          gradient = _mm512_loadu_ps(a.d_out + (token(p, row + r) * a.heads + head(row + r)) * a.dim + d);
-        _mm512_storeu_ps(b.d_out.data() + r * a.dim + d, gradient);
-      }
-      b.log_sums[r] = r < rows ? a.sums[token(p, row + r) * a.heads + head(row + r)] : 0;
-    }
-  }
-
-  // Scores -> probabilities p, and d_p -> d_scores = p (d_p - sum of p d_p). That sum equals d_out . out, but the output
-  // is rounded, and where values have much in common it would not cancel.
-  void differentiate(const Place& p, int64_t row, int64_t rows, int64_t r, int64_t seen) {
-    float *scores = b.scores.data() + r * room, *d_scores = b.d_scores.data() + r * room;
-    const int64_t count = r < rows ? visible(p, row + r) : 0;
-    __m512 dot = _mm512_setzero_ps();
-    for (int64_t i = 0; i < round_up(seen, TILE); i += TILE) {
-      const __mmask16 lanes = first_lanes(count - i);
-      const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(b.log_sums[r]));
-      const __m512 weight = _mm512_maskz_mov_ps(lanes, exponential(shifted));
-      dot = _mm512_mask3_fmadd_ps(weight, _mm512_loadu_ps(d_scores + i), dot, lanes);
-      _mm512_storeu_ps(scores + i, weight);
-    }
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(dot));
-    for (int64_t i = 0; i < round_up(seen, TILE); i += TILE) {
-      const __m512 gradient = _mm512_sub_ps(_mm512_loadu_ps(d_scores + i), mean);
-      _mm512_storeu_ps(d_scores + i,
-                       _mm512_maskz_mul_ps(first_lanes(count - i), _mm512_loadu_ps(scores + i), gradient));
     }
   }
 };
 
-template <typename Function>
-void for_tasks(const TreeAttention& a, int threads, Function function) {
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Buffers buffers;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < a.tree_count * a.kv_heads; ++task) {
-      Walk walk(a, task / a.kv_heads, task % a.kv_heads, buffers);
-      function(walk);
+// Gradients that pieces have of the spans of earlier pieces.
+class Shared {
+ public:
+  Shared(const TreeAttention& a, const Forest& forest, std::vector<float>& memory)
+      : a(a), forest(forest), memory(memory) {
+    int64_t size = 0;
+    for (const Piece& piece : forest.pieces) {
+      offsets.push_back(size);
+      size += 2 * piece.shared * a.dim * a.kv_heads;
+    }
+    if (int64_t(memory.size()) < size) memory.resize(size);
+  }
+
+  float* of(int64_t piece, int64_t kv_head) {
+    return memory.data() + offsets[piece] + 2 * forest.pieces[piece].shared * a.dim * kv_head;
+  }
+
+  // In the order of pieces, so that sums are the same in every run.
+  void add(int64_t kv_head) {
+    for (size_t i = 0; i < forest.pieces.size(); ++i) {
+      const float *d_keys = of(i, kv_head), *d_values = d_keys + forest.pieces[i].shared * a.dim;
+      for (int64_t index : forest.ancestors(forest.pieces[i].first)) {
+        const Place& p = forest.places[index];
+        for (int64_t token = p.start; token < p.end; ++token) {
+          const int64_t from = (p.first + token - p.start) * a.dim, to = (token * a.kv_heads + kv_head) * a.dim;
+          for (int64_t d = 0; d < a.dim; ++d) {
+            a.d_key[to + d] += d_keys[from + d];
+            a.d_value[to + d] += d_values[from + d];
+          }
+        }
+      }
     }
   }
+
+ private:
+  const TreeAttention& a;
+  const Forest& forest;
+  std::vector<float>& memory;
+  std::vector<int64_t> offsets;
+};
+
+Forest forest_of(const TreeAttention& a) {
+  return Forest(a.spans, a.span_count, (TASKS + a.kv_heads - 1) / a.kv_heads);
 }
 
 }  // namespace
@@ -350,51 +315,34 @@ using namespace graft;
 extern "C" {
 
 void graft_tree_attention(const TreeAttention* a, int32_t threads) {
-  for_tasks(*a, threads, [](Walk& walk) { walk.forward(); });
+  const Forest forest = forest_of(*a);
+  const int64_t tasks = forest.pieces.size() * a->kv_heads;
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Buffers buffers;
+    const TileUse tiles;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < tasks; ++task)
+      Walk(*a, forest, forest.pieces[task / a->kv_heads], task % a->kv_heads, nullptr, buffers).forward();
+  }
 }
 
 void graft_tree_attention_gradient(const TreeAttention* a, int32_t threads) {
-  for_tasks(*a, threads, [](Walk& walk) { walk.backward(); });
-}
-
-// x [rows, heads dim] fp32 -> out bf16, each head turned by its row's angles: with halves (a, b) of a head,
-// (a c1 - b s1, b c2 + a s2); cosines and sines are [rows, dim].
-void graft_rotate(const float* x, const float* cosines, const float* sines, int64_t rows, int64_t heads, int64_t dim,
-                  bf16* out, int32_t threads) {
-  const int64_t half = dim / 2;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t head = 0; head < heads; ++head) {
-      const float *from = x + (row * heads + head) * dim, *c = cosines + row * dim, *s = sines + row * dim;
-      bf16* to = out + (row * heads + head) * dim;
-      for (int64_t i = 0; i < half; i += TILE) {
-        const __mmask16 lanes = first_lanes(half - i);
-        const __m512 a = load16(from + i, lanes), b = load16(from + half + i, lanes);
-        const __m512 low = _mm512_mul_ps(a, load16(c + i, lanes));
-        const __m512 high = _mm512_mul_ps(b, load16(c + half + i, lanes));
-        store16(to + i, _mm512_fnmadd_ps(b, load16(s + i, lanes), low), lanes);
-        store16(to + half + i, _mm512_fmadd_ps(a, load16(s + half + i, lanes), high), lanes);
-      }
+  const Forest forest = forest_of(*a);
+  thread_local std::vector<float> memory;  // new pages at each call would cost a tenth
+  Shared shared(*a, forest, memory);
+  const int64_t tasks = forest.pieces.size() * a->kv_heads;
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Buffers buffers;
+    const TileUse tiles;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < tasks; ++task) {
+      const int64_t piece = task / a->kv_heads, kv_head = task % a->kv_heads;
+      Walk(*a, forest, forest.pieces[piece], kv_head, shared.of(piece, kv_head), buffers).backward();
     }
-}
-
-// The transposed map on gradients, in place.
-void graft_rotate_back(float* x, const float* cosines, const float* sines, int64_t rows, int64_t heads, int64_t dim,
-                       int32_t threads) {
-  const int64_t half = dim / 2;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t head = 0; head < heads; ++head) {
-      float* at = x + (row * heads + head) * dim;
-      const float *c = cosines + row * dim, *s = sines + row * dim;
-      for (int64_t i = 0; i < half; i += TILE) {
-        const __mmask16 lanes = first_lanes(half - i);
-        const __m512 a = load16(at + i, lanes), b = load16(at + half + i, lanes);
-        const __m512 low = _mm512_mul_ps(a, load16(c + i, lanes));
-        const __m512 high = _mm512_mul_ps(b, load16(c + half + i, lanes));
-        store16(at + i, _mm512_fmadd_ps(b, load16(s + half + i, lanes), low), lanes);
-        store16(at + half + i, _mm512_fnmadd_ps(a, load16(s + i, lanes), high), lanes);
-      }
-    }
+#pragma omp for
+    for (int64_t kv_head = 0; kv_head < a->kv_heads; ++kv_head) shared.add(kv_head);
+  }
 }
 }

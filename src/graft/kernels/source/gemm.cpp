@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tiles.h"
 #include "vector.h"
 
 namespace graft {
@@ -68,49 +69,19 @@ void finish(const Product& p, const float* sums, int64_t row, int64_t rows, int6
 }
 
 #ifdef __AMX_BF16__
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-const TileConfig tile_config;
-
 // How far ahead of its use weights are called from memory; anything from 8 to 24 KiB does as well.
 constexpr int64_t AHEAD_BYTES = 16 << 10;
 
 template <int ROW_TILES>
 void amx_block(const Slice& p, int64_t row, const bf16* panel, bool first_pass, float* sums) {
-  const int64_t steps = round_up(p.k, K_STEP) / K_STEP, stride = p.x_stride * 2;
   const bf16* x = static_cast<const bf16*>(p.x) + row * p.x_stride;
-  _tile_zero(0);
-  _tile_zero(1);
-  if (ROW_TILES == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t step = 0; step < steps; ++step) {
-    const bf16* block = panel + step * STEP_ELEMENTS;
-    _tile_loadd(4, x + step * K_STEP, stride);
-    _tile_loadd(6, block, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, block + STEP_ELEMENTS / 2, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    if (ROW_TILES == 2) {
-      _tile_loadd(5, x + TILE * p.x_stride + step * K_STEP, stride);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    if (first_pass) {
-      const char* ahead = reinterpret_cast<const char*>(block) + AHEAD_BYTES;
-      for (int64_t line = 0; line < STEP_ELEMENTS * 2; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T1);
-    }
-  }
-  _tile_stored(0, sums, PANEL * 4);
-  _tile_stored(1, sums + TILE, PANEL * 4);
-  if (ROW_TILES == 2) {
-    _tile_stored(2, sums + TILE * PANEL, PANEL * 4);
-    _tile_stored(3, sums + TILE * PANEL + TILE, PANEL * 4);
-  }
+  const int64_t steps = round_up(p.k, K_STEP) / K_STEP;
+  const TileFactors factors = {x, p.x_stride, K_STEP, panel, STEP_ELEMENTS, steps};
+  multiply_tiles<ROW_TILES, false>(factors, sums, [first_pass](const bf16* block) {
+    if (!first_pass) return;
+    const char* ahead = reinterpret_cast<const char*>(block) + AHEAD_BYTES;
+    for (int64_t line = 0; line < STEP_ELEMENTS * 2; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T1);
+  });
 }
 
 void amx_panel(const Slice& p, int64_t begin, int64_t end, int64_t panel) {
@@ -216,7 +187,7 @@ void multiply(Engine engine, const Product& product, int threads) {
   {
     const int64_t team = omp_get_num_threads(), me = omp_get_thread_num(), last = tasks * (me + 1) / team;
 #ifdef __AMX_BF16__
-    if (engine == AMX) _tile_loadconfig(&tile_config);
+    if (engine == AMX) _tile_loadconfig(&TILE_CONFIG);
 #endif
     for (int64_t first = tasks * me / team; first < last;) {
       // This thread's panels of one chunk of rows.

@@ -38,6 +38,26 @@ inline __m256i to_bf16(__m512 x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
 }
 
+// 32 numbers as bf16, `low` first; subnormal numbers may become zeros.
+inline __m512i to_bf16(__m512 low, __m512 high) {
+#ifdef __AVX512BF16__
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+#else
+  return _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1);
+#endif
+}
+
+// The same with the numbers in turns.
+inline __m512i to_bf16_pairs(__m512 first, __m512 second) {
+  alignas(64) static constexpr uint16_t turns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(turns), to_bf16(first, second));
+}
+
+inline __m256i load16_as_bf16(const float* from, __mmask16 lanes) { return to_bf16(load16(from, lanes)); }
+
+inline __m256i load16_as_bf16(const bf16* from, __mmask16 lanes) { return _mm256_maskz_loadu_epi16(lanes, from); }
+
 inline void store16(float* to, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(to, lanes, x); }
 
 inline void store16(bf16* to, __m512 x, __mmask16 lanes) { _mm256_mask_storeu_epi16(to, lanes, to_bf16(x)); }
