@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,6 +234,17 @@ def test_the_penalty_of_a_segment_is_a_sum_over_its_tokens():
     assert (both[0] - both[1]).tolist() == pytest.approx([2 * penalty, 2 * penalty, penalty])
     reported = RFT(kl=PolicyKL(coefficient=0.1, of="rollout"), gae_lambda=1.0)
     assert loss_segments(token_batch(anchor=anchor), reported).per_token.tolist() == both[1].tolist()
+
+
+def test_advantages_of_segments_are_taken_anew_unless_they_were_whitened():
+    """On policy the loss is -A: Y - V of the segment's first token with the value in training, or A at sampling."""
+    values = {"values": torch.tensor([1.0, 9.0, 3.0]), "value_targets": torch.tensor([5.0, 9.0, 4.0])}
+    tokens = token_batch()
+    tokens = replace(tokens, old_logprobs=tokens.logprobs.detach(), **values)
+    anew = RFT(kl=PolicyKL(coefficient=0.0))
+    assert loss_segments(tokens, anew).per_token.tolist() == pytest.approx([-4.0, -4.0, -1.0])
+    whitened = anew.model_copy(update={"whiten": True})
+    assert loss_segments(tokens, whitened).per_token.tolist() == pytest.approx([-1.0, -1.0, -2.0])
 
 
 def test_cross_entropy():

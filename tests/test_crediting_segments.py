@@ -78,6 +78,20 @@ def test_returns_over_segments():
     assert {n: a[0] for n, a in own.advantages.items()} == {1: 17.5, 2: 13.0, 3: 8.0}
 
 
+def test_advantages_are_whitened_over_the_batch():
+    """Advantages 11, 9, 8 by hand above: mean 28/3; values' targets stay as they are."""
+    _, evidence = chain()
+    plain, whitened = (
+        credit_segments(evidence, RFT_BY_HAND.model_copy(update={"whiten": on})) for on in (False, True)
+    )
+    spread = np.std([11.0, 9.0, 8.0], ddof=1)
+    expected = [(own - 28 / 3) / spread for own in (11.0, 9.0, 8.0)]
+    assert [whitened.trees[0].advantages[n][0] for n in (1, 2, 3)] == pytest.approx(expected)
+    assert [whitened.details[0][n]["A"] for n in (1, 2, 3)] == pytest.approx(expected)
+    for n in (1, 2, 3):
+        assert whitened.trees[0].value_targets[n].tolist() == plain.trees[0].value_targets[n].tolist()
+
+
 def two_completions() -> tuple[Tree, Evidence]:
     """One with a thought and an answer, one that was cut off in its second thought."""
     tree = Tree(group(1).prompt)

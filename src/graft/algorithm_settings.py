@@ -248,6 +248,10 @@ class RFT(Sampled, Reused):
     """λ of generalised advantage estimation over segments: 0 is the deck's one-step target, with the advantage taken
     anew in every update from the value in training."""
 
+    whiten: bool = False
+    """Bring the advantages of the batch's segments to mean 0 and standard deviation 1, as PPO does with its tokens'; in
+    every update they are then those at sampling. Without it all segments are pushed up while the value model is new."""
+
     ratio: Literal["segment", "segment_mean", "token"] = "segment"
     """`segment`: the product of the segment's token ratios, the deck's; `segment_mean`: their geometric mean (a
     gradient N_k times smaller; its clip is 0.05 where none is given); `token`: each token its own."""

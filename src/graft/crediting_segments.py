@@ -57,22 +57,26 @@ def credit_segments(evidence: Evidence, settings: RFT) -> StepCredit:
     credits = [Credit({}, {}, {}, {}) for _ in evidence.trees]
     details: list[dict[int, dict[str, float]]] = [{} for _ in evidence.trees]
     denominators = [0.0] * len(evidence.trees)
-    targets: list[Tensor] = []
-    for chain, own, share in zip(chains, rewards, weights, strict=True):
-        estimates = generalised_advantages(
-            own, chain.values, gamma=settings.gamma, gae_lambda=settings.gae_lambda
-        )
-        targets.append(estimates.targets)
+    estimates = [
+        generalised_advantages(own, chain.values, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
+        for chain, own in zip(chains, rewards, strict=True)
+    ]
+    targets = [own.targets for own in estimates]
+    advantages = whiten(
+        torch.cat([own.advantages for own in estimates]), how="full" if settings.whiten else "none"
+    ).split(sizes)
+    for place, chain in enumerate(chains):
         denominators[chain.tree] += 1
         credit = credits[chain.tree]
         for k, node in enumerate(chain.nodes):
-            _give(credit, node, chain.lengths[k], estimates.advantages[k], estimates.targets[k], share[k])
+            advantage, target = advantages[place][k], targets[place][k]
+            _give(credit, node, chain.lengths[k], advantage, target, weights[place][k])
             details[chain.tree][node] = {
                 **_numbers(chain, k),
-                "R": float(own[k]),
+                "R": float(rewards[place][k]),
                 "V": float(chain.values[k]),
-                "Y": float(estimates.targets[k]),
-                "A": float(estimates.advantages[k]),
+                "Y": float(target),
+                "A": float(advantage),
             }
     facts = _facts(evidence, chains)
     explained = explained_variance(torch.cat([chain.values for chain in chains]), torch.cat(targets))

@@ -81,10 +81,11 @@ def loss_reinforce(tokens: TokenBatch, settings: Reinforce) -> TokenLoss:
 
 def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
     """Clipped surrogate with the ratio of each segment; with the deck's one-step target the advantage is taken from
-    the value in training."""
+    the value in training, unless the batch's advantages were whitened."""
     advantages = tokens.advantages
     firsts = first_tokens(tokens.nodes)
-    if settings.gae_lambda == 0 and tokens.values is not None and tokens.value_targets is not None:
+    anew = settings.gae_lambda == 0 and not settings.whiten
+    if anew and tokens.values is not None and tokens.value_targets is not None:
         own = td_advantages(tokens.value_targets[firsts], tokens.values[firsts])
         advantages = own.index_select(0, tokens.nodes)
     clipped = _clipped(replace(tokens, advantages=advantages), settings.clip, ratio=settings.ratio)
