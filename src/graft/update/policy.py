@@ -14,6 +14,7 @@ from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Prompt
 from graft.update import attention
 from graft.update.attention import TreeLayout
+from graft.update.gradients import embed_in_place
 from graft.update.head import AnchorHead, HeadKernels, NativeHead, TokenScores, TorchHead, score_tokens
 from graft.update.packing import MicroBatch, pack
 from graft.update.value import ValueModel
@@ -61,6 +62,7 @@ class PolicyForward:
         self.precision = precision
         self.value = value
         self._body: nn.Module = model.get_decoder()
+        embed_in_place(model.get_input_embeddings())
         head = model.get_output_embeddings()
         if head is None:
             raise ModelError(
