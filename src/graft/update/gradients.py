@@ -26,21 +26,23 @@ def make_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def gradient_place(weight: Tensor) -> Tensor | None:
-    """Where a backward pass may add the weight's gradient itself, and then hands none to autograd.
+    """Where a backward pass adds the weight's gradient itself, instead of handing it to autograd; None: nowhere.
 
-    As `Tensor.backward` would; whoever asks `torch.autograd.grad` for the gradient of a weight that has one already
-    gets none.
+    The weight must have a gradient, of fp32 or fp64: sums in fewer bits would lose small terms. What comes out is that
+    of `Tensor.backward`; `torch.autograd.grad` would change the weight's gradient and return none.
     """
-    return weight.grad if weight.is_leaf else None
+    return weight.grad if weight.is_leaf and weight.dtype in (torch.float32, torch.float64) else None
 
 
 def embed_in_place(module: nn.Module) -> None:
-    """Let a plain embedding layer's backward pass add to the weight's gradient where there is one."""
+    """Let a plain embedding layer's backward pass add to its weight's `gradient_place`."""
     if type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
         module.forward = functools.partial(_embed, module)
 
 
 def _embed(module: nn.Embedding, tokens: Tensor) -> Tensor:
+    if module.weight.device.type != "cpu":  # there index_add_ adds in any order
+        return nn.Embedding.forward(module, tokens)
     return _Embed.apply(tokens, module.weight, module.padding_idx)  # pyright: ignore[reportReturnType]
 
 

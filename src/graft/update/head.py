@@ -1,9 +1,9 @@
 """Log-probabilities, entropies and the exact KL of the tokens asked for, without a `[tokens, vocabulary]` tensor.
 
 The LM head runs over blocks of the vocabulary with a running softmax; the backward pass computes each block's
-logits again, and adds each block of the weight's gradient to what is there. For the KL the anchor's block of logits is computed
-beside the policy's, from the anchor's hidden states. Its products are those of `HeadKernels` like all others; its
-softmax gradient is torch's in any case, and added to the block's.
+logits again, and adds each block of the weight's gradient to what is there. For the KL the anchor's block of logits is
+computed beside the policy's, from the anchor's hidden states. Its products are those of `HeadKernels` like all others;
+its softmax gradient is torch's in any case, and added to the block's.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class _BlockedHead(torch.autograd.Function):
         )
         d_hidden = torch.zeros_like(hidden, dtype=wide)
         need_hidden, need_weight, *_ = ctx.needs_input_grad
-        place = gradient_place(weight) if need_weight and weight.dtype == wide else None
+        place = gradient_place(weight) if need_weight else None
         d_weight = torch.zeros_like(weight, dtype=wide) if need_weight and place is None else place
         for first, logits, anchor_logits in _blocks(hidden, weight, kernels, kept, anchor):
             rows = slice(first, first + logits.shape[1])

@@ -46,7 +46,8 @@ class PolicyForward:
     """A Hugging Face causal model, split into the body that sees the packed row and its LM head."""
 
     def __init__(self, model: PreTrainedModel, precision: Precision, value: ValueModel | None = None) -> None:
-        """Prepare a model for packed rows: switches its attention to `graft_tree`.
+        """Prepare a model for packed rows: switches its attention to `graft_tree`, and lets the gradient of its
+        embedding be added to in place.
 
         Args:
             model: transformers' own module; adapters, if any, sit inside its layers.

@@ -216,7 +216,8 @@ def _clip_groups(optimizer: torch.optim.Optimizer, moving: Collection[str], max_
 
 
 def move(optimizer: torch.optim.Optimizer, learning_rates: Mapping[str, float]) -> None:
-    """Step the named groups with their gradients; the others keep parameters and moments. All gradients go."""
+    """Step the named groups, whose parameters all have gradients: without signal they are zero, and momentum still
+    moves. The others keep parameters and moments. All gradients go."""
     for group in optimizer.param_groups:
         moves = group["name"] in learning_rates
         if moves:
