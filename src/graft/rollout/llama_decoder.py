@@ -230,7 +230,7 @@ class LlamaDecoder:
         self._embedding = torch.empty(self.vocabulary, self.hidden, dtype=self.dtype)
 
     def _rooms(self, shapes: Sequence[tuple[int, int, str]], biases: Collection[str]) -> list[PackedWeights]:
-        """Zeros for packed weights `[n, k]`, with a bias if it is among `biases`; one piece of memory in the order of use.
+        """Zeros for packed weights `[n, k]` with a bias if it is among `biases`; one piece of memory, in order of use.
 
         A layer has its own: all layers in one would need a hole of their size in what the update has freed, and find
         none. Large pages only come to memory not yet touched.
