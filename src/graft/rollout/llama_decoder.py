@@ -7,7 +7,7 @@ additions happen inside the product before them. The residual stream stays fp32 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,7 +186,6 @@ class LlamaDecoder:
         self.layer_count: int = config.num_hidden_layers
         self._rotary = LlamaRotaryEmbedding(config)  # pyright: ignore[reportArgumentType] - any config with rope
         self._embedding = torch.empty(0)
-        self._arena = torch.empty(0, dtype=torch.uint8)
         self._layers: list[LayerWeights] = []
         self._head: PackedWeights | None = None
         self._round: Round | None = None
@@ -214,29 +213,35 @@ class LlamaDecoder:
         """Give back the memory of packed weights and caches; see `Decoder.drop_weights`."""
         self.end()
         self._layers, self._head = [], None
-        self._arena, self._embedding = torch.empty(0, dtype=torch.uint8), torch.empty(0)
+        self._embedding = torch.empty(0)
 
     def _allocate(self, state: Mapping[str, torch.Tensor]) -> None:
         qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
         gate_up = 2 * round_up(self.feed_forward, TILE)
-        shapes = [
+        layer = [
             (qkv, self.hidden, "layers.0.self_attn.q_proj.bias"),
             (self.hidden, self.heads * self.head_dim, "layers.0.self_attn.o_proj.bias"),
             (gate_up, self.hidden, "layers.0.mlp.gate_proj.bias"),
             (self.hidden, self.feed_forward, "layers.0.mlp.down_proj.bias"),
-        ] * self.layer_count + [(self.vocabulary, self.hidden, "lm_head.bias")]
-        sizes = [self.kernels.packed_bytes(self.engine, n, k) for n, k, _ in shapes]
-        # One piece of memory in the order of use. Large pages only come to memory not yet touched.
-        self._arena = torch.empty(sum(sizes), dtype=torch.uint8)
-        self.kernels.advise_huge_pages(self._arena)
-        self._arena.zero_()
-        packed = [
-            PackedWeights(self.engine, n, k, data, torch.zeros(n) if bias in state else None)
-            for (n, k, bias), data in zip(shapes, self._arena.split(sizes), strict=True)
         ]
-        self._layers = [LayerWeights(*packed[at : at + 4]) for at in range(0, 4 * self.layer_count, 4)]
-        self._head = packed[-1]
+        biases = state.keys()
+        self._layers = [LayerWeights(*self._rooms(layer, biases)) for _ in range(self.layer_count)]
+        [self._head] = self._rooms([(self.vocabulary, self.hidden, "lm_head.bias")], biases)
         self._embedding = torch.empty(self.vocabulary, self.hidden, dtype=self.dtype)
+
+    def _rooms(self, shapes: Sequence[tuple[int, int, str]], biases: Collection[str]) -> list[PackedWeights]:
+        """Zeros for packed weights `[n, k]` with a bias if it is among `biases`; one piece of memory, in order of use.
+
+        A layer has its own: all layers in one would need a hole of their size in what the update has freed, and find
+        none. Large pages only come to memory not yet touched.
+        """
+        sizes = [self.kernels.packed_bytes(self.engine, n, k) for n, k, _ in shapes]
+        memory = torch.empty(sum(sizes), dtype=torch.uint8)
+        self.kernels.advise_huge_pages(memory)
+        return [
+            PackedWeights(self.engine, n, k, data, torch.zeros(n) if bias in biases else None)
+            for (n, k, bias), data in zip(shapes, memory.zero_().split(sizes), strict=True)
+        ]
 
     def _pack(self, state: Mapping[str, torch.Tensor]) -> None:
         q_rows, kv_rows = self.heads * self.head_dim, self.kv_heads * self.head_dim

@@ -1,9 +1,9 @@
 """Log-probabilities, entropies and the exact KL of the tokens asked for, without a `[tokens, vocabulary]` tensor.
 
 The LM head runs over blocks of the vocabulary with a running softmax; the backward pass computes each block's
-logits again, and writes each block of the weight's gradient once. For the KL the anchor's block of logits is computed
-beside the policy's, from the anchor's hidden states. Its products are those of `HeadKernels` like all others; its
-softmax gradient is torch's in any case, and added to the block's.
+logits again, and adds each block of the weight's gradient to what is there. For the KL the anchor's block of logits is
+computed beside the policy's, from the anchor's hidden states. Its products are those of `HeadKernels` like all others;
+its softmax gradient is torch's in any case, and added to the block's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from graft.kernels import products
+from graft.update.gradients import gradient_place
 from graft.update.kept_rows import KeptRows, forbid_
 
 BLOCK = 4096
@@ -117,8 +118,8 @@ class HeadKernels(Protocol):
         """total += d_logits · weight, in place: `[N, width]`."""
         ...
 
-    def weight(self, d_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
-        """out = d_logitsᵀ · hidden: `[n, width]`."""
+    def add_weight(self, d_logits: Tensor, hidden: Tensor, total: Tensor) -> None:
+        """total += d_logitsᵀ · hidden, in place: `[n, width]`."""
         ...
 
 
@@ -158,9 +159,9 @@ class TorchHead:
         """See `HeadKernels.add_hidden`."""
         total += d_logits.to(self.dtype) @ weight.to(self.dtype)
 
-    def weight(self, d_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
-        """See `HeadKernels.weight`."""
-        out.copy_(d_logits.to(self.dtype).T @ hidden.to(self.dtype))
+    def add_weight(self, d_logits: Tensor, hidden: Tensor, total: Tensor) -> None:
+        """See `HeadKernels.add_weight`."""
+        total += d_logits.to(self.dtype).T @ hidden.to(self.dtype)
 
 
 class NativeHead:
@@ -194,9 +195,9 @@ class NativeHead:
         """See `HeadKernels.add_hidden`."""
         products.matmul_nn(d_logits, weight, add_to=total)
 
-    def weight(self, d_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
-        """See `HeadKernels.weight`."""
-        products.matmul_tn(d_logits, hidden, out=out)
+    def add_weight(self, d_logits: Tensor, hidden: Tensor, total: Tensor) -> None:
+        """See `HeadKernels.add_weight`."""
+        products.matmul_tn(d_logits, hidden, add_to=total)
 
 
 def score_tokens(
@@ -219,7 +220,7 @@ def score_tokens(
 
     Args:
         hidden: `[N, width]`, the normalised states that predict the targets.
-        weight: `[vocabulary, width]`, the LM head. Gets a gradient if it asks for one.
+        weight: `[vocabulary, width]`, the LM head. Gets a gradient if it asks for one; see `gradient_place`.
         targets: int64 `[N]`.
         temperature: of the distribution that was sampled from.
         entropy_gradient: whether the entropies carry a gradient; without one they are for reporting.
@@ -279,7 +280,9 @@ class _BlockedHead(torch.autograd.Function):
             *torch.stack([log_sum, entropies, d_logprobs.to(wide), d_entropies.to(wide)]).unbind()
         )
         d_hidden = torch.zeros_like(hidden, dtype=wide)
-        d_weight = torch.empty_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        need_hidden, need_weight, *_ = ctx.needs_input_grad
+        place = gradient_place(weight) if need_weight else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if need_weight and place is None else place
         for first, logits, anchor_logits in _blocks(hidden, weight, kernels, kept, anchor):
             rows = slice(first, first + logits.shape[1])
             d_kl_logits = None
@@ -291,11 +294,11 @@ class _BlockedHead(torch.autograd.Function):
             d_logits = kernels.gradient(logits, 1 / temperature, facts, targets, first)
             if d_kl_logits is not None:
                 d_logits.add_(d_kl_logits)
-            if ctx.needs_input_grad[0]:
+            if need_hidden:
                 kernels.add_hidden(d_logits, weight[rows], d_hidden)
             if d_weight is not None:
-                kernels.weight(d_logits, hidden, d_weight[rows])
-        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+                kernels.add_weight(d_logits, hidden, d_weight[rows])
+        d_weight = None if d_weight is None or place is not None else d_weight.to(weight.dtype)
         return d_hidden.to(hidden.dtype), d_weight, None, None, None, None, None, None
 
 

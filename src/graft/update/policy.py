@@ -14,6 +14,7 @@ from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Prompt
 from graft.update import attention
 from graft.update.attention import TreeLayout
+from graft.update.gradients import embed_in_place
 from graft.update.head import AnchorHead, HeadKernels, NativeHead, TokenScores, TorchHead, score_tokens
 from graft.update.packing import MicroBatch, pack
 from graft.update.value import ValueModel
@@ -45,7 +46,8 @@ class PolicyForward:
     """A Hugging Face causal model, split into the body that sees the packed row and its LM head."""
 
     def __init__(self, model: PreTrainedModel, precision: Precision, value: ValueModel | None = None) -> None:
-        """Prepare a model for packed rows: switches its attention to `graft_tree`.
+        """Prepare a model for packed rows: switches its attention to `graft_tree`, and lets the gradient of its
+        embedding be added to in place.
 
         Args:
             model: transformers' own module; adapters, if any, sit inside its layers.
@@ -61,6 +63,7 @@ class PolicyForward:
         self.precision = precision
         self.value = value
         self._body: nn.Module = model.get_decoder()
+        embed_in_place(model.get_input_embeddings())
         head = model.get_output_embeddings()
         if head is None:
             raise ModelError(

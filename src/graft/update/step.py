@@ -14,6 +14,7 @@ from graft.errors import DivergenceError
 from graft.losses import TokenBatch, TokenLoss
 from graft.objective.reduce import weighted_sum
 from graft.objective.value import value_loss
+from graft.update.gradients import make_gradients
 from graft.update.head import AnchorHead
 from graft.update.packing import MicroBatch
 from graft.update.policy import PolicyForward
@@ -179,6 +180,9 @@ def optimise(
     """
     total = 0.0
     means = _Means()
+    for group in optimizer.param_groups:
+        if group["name"] in learning_rates:
+            make_gradients(group["params"])
     for batch in batches:
         own = loss_of(batch)
         own.share.backward()
@@ -212,18 +216,15 @@ def _clip_groups(optimizer: torch.optim.Optimizer, moving: Collection[str], max_
 
 
 def move(optimizer: torch.optim.Optimizer, learning_rates: Mapping[str, float]) -> None:
-    """Step the named groups with their gradients; the others keep parameters and moments. All gradients go."""
+    """Step the named groups, whose parameters all have gradients: without signal they are zero, and momentum still
+    moves. The others keep parameters and moments. All gradients go."""
     for group in optimizer.param_groups:
         moves = group["name"] in learning_rates
         if moves:
             group["lr"] = learning_rates[group["name"]]
-        for parameter in group["params"]:
-            if not moves:
+        else:
+            for parameter in group["params"]:
                 parameter.grad = None
-            elif (
-                parameter.grad is None
-            ):  # a step without signal is a step with gradient zero, not a skipped one
-                parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
