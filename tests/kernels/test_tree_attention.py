@@ -149,7 +149,7 @@ def test_a_tree_does_not_depend_on_its_neighbours_in_the_row():
 
     def of(first, last, spans):
         table = SpanTable.of(spans)
-        attended = attend(*(x[first:last].clone() for x in (q, k, v)), table, shape)
+        attended = attend(q[first:last].clone(), k[first:last].clone(), v[first:last].clone(), table, shape)
         gradients = attend_gradient(gradient[first:last].clone(), attended, table, shape)
         return [attended.out, attended.sums, *gradients]
 
@@ -168,7 +168,8 @@ def test_hidden_tokens_leave_no_trace():
     clean = inputs(55, shape)
 
     def results(qkv):
-        attended = attend(*qkv, table, shape)
+        queries, keys, values = qkv
+        attended = attend(queries, keys, values, table, shape)
         return [attended.out, attended.sums, *attend_gradient(gradient, attended, table, shape)]
 
     want = results(clean)

@@ -37,7 +37,7 @@ def gradient_place(weight: Tensor) -> Tensor | None:
 def embed_in_place(module: nn.Module) -> None:
     """Let a plain embedding layer's backward pass add to its weight's `gradient_place`."""
     if type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
-        module.forward = functools.partial(_embed, module)
+        module.forward = functools.partial(_embed, module)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _embed(module: nn.Embedding, tokens: Tensor) -> Tensor:
