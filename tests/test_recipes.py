@@ -99,7 +99,7 @@ def test_the_comparison_that_worked_steps_names():
     entries = entries_of(WORKED_STEPS / "config.toml", entrants, seeds=1, tokens=None, out=Path("out"))
     by_label = {entry.label: entry.config.algorithm for entry in entries}
     assert list(by_label) == ["grpo", "ppo", "every_segment", "shared", "grft_chain", "grft_tree"]
-    assert by_label["every_segment"] == load_config(WORKED_STEPS / "config.toml").algorithm
+    assert by_label["shared"] == load_config(WORKED_STEPS / "config.toml").algorithm
     for name in ("grft_chain", "grft_tree"):
         assert by_label[name] == load_config(WORKED_STEPS / f"{name}.toml").algorithm
 
