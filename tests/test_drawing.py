@@ -19,12 +19,15 @@ from tests.test_algorithms import group
 @pytest.mark.parametrize(
     ("settings", "shape"),
     [
-        (GRFT(group_size=3, max_depth=2), Shape((3, 3), "sample", 1.0, 1)),
+        (GRFT(group_size=3, max_depth=2), Shape((3, 3), "sample", 1.0, 1, separately=True)),
         (
             GRFT(group_size=2, max_depth=3, survivor="softmax", survivor_temperature=0.5, max_draws=4),
-            Shape((2, 2, 2), "softmax", 0.5, 4),
+            Shape((2, 2, 2), "softmax", 0.5, 4, separately=True),
         ),
-        (GRFT(shape="tree", branching=(4, 2), max_draws=2), Shape((4, 2), "all", 1.0, 2)),
+        (
+            GRFT(shape="tree", branching=(4, 2), max_draws=2, compare="together"),
+            Shape((4, 2), "all", 1.0, 2),
+        ),
         (SPOTree(branching=(3, 2)), Shape((3, 2), "all")),
     ],
 )
