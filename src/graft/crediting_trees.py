@@ -15,7 +15,7 @@ from graft.credit.rewards import answer_reward, sibling_rewards
 from graft.crediting import Evidence, StepCredit
 from graft.objective.reduce import tree_weights
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Credit, Critique, Grade, StopReason
+from graft.types import Credit, Critique, Grade
 
 Numbers = dict[str, float]
 
@@ -84,12 +84,7 @@ def credit_siblings(evidence: Evidence, settings: GRFT) -> StepCredit:
 
 def apart(tree: Tree, node: int, settings: GRFT) -> bool:
     """Whether a node is not compared with the thoughts among its siblings: it ends the completion, they go on."""
-    return settings.compare == "separately" and settings.score != "outcome" and ends(tree, node)
-
-
-def ends(tree: Tree, node: int) -> bool:
-    """Whether the completion ends in this node: with its answer, or cut off by the token limit."""
-    return tree.nodes[node].stop is not StopReason.CUT
+    return settings.compare == "separately" and settings.score != "outcome" and tree.ends(node)
 
 
 def scored_nodes(evidence: Evidence, settings: GRFT, index: int) -> list[ScoredNode]:
@@ -153,7 +148,7 @@ def critic_scores(
     scores: dict[int, tuple[float, Numbers]] = {}
     parents = dict.fromkeys(tree.nodes[node].parent for node in range(1, len(tree)))
     for parent in parents:
-        thoughts = [child for child in tree.children(parent) if child in judged and not ends(tree, child)]
+        thoughts = [child for child in tree.children(parent) if child in judged and not tree.ends(child)]
         past = [judged[node][1] for node in tree.path(parent) if node != ROOT and node in judged]
         if thoughts:
             own = sibling_rewards(
@@ -174,7 +169,7 @@ def critic_scores(
                 scores[node] = (float(own.rewards[place]), numbers)
         for child in tree.children(parent):
             critique = critiques.get(child)
-            if not ends(tree, child) or critique is None or not critique.scored:
+            if not tree.ends(child) or critique is None or not critique.scored:
                 continue
             if grades[child].score is not None:
                 assert critique.overall is not None

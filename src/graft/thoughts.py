@@ -23,7 +23,7 @@ from graft.segments.cut import chain_of, chains_of, cut_tree
 from graft.segments.cutter import Cutter, Cutting
 from graft.segments.settings import open_cutter
 from graft.tree import Tree
-from graft.types import Critic, Critique, Grade, Grader, Prompt, StopReason, Tokens
+from graft.types import Critic, Critique, Grade, Grader, Prompt, Tokens
 
 LeafCritiques = Mapping[int, Critique]
 """Leaf -> critique of the chain that ends there."""
@@ -119,7 +119,7 @@ class ThoughtCritic:
         return scores
 
     def _grades_now(self, tree: Tree, nodes: Sequence[int], grader: Grader) -> dict[int, Grade]:
-        ending = [node for node in nodes if tree.nodes[node].stop is not StopReason.CUT]
+        ending = [node for node in nodes if tree.ends(node)]
         graded = grader([sample_of(tree, node, self.decode) for node in ending]) if ending else []
         return dict(zip(ending, graded, strict=True))
 

@@ -173,7 +173,11 @@ class Tree:
 
     def endings(self) -> list[int]:
         """Leaves that complete a sample: all but those at which a path was cut and not gone on with."""
-        return [leaf for leaf in self.leaves() if self.nodes[leaf].stop is not StopReason.CUT]
+        return [leaf for leaf in self.leaves() if self.ends(leaf)]
+
+    def ends(self, node: int) -> bool:
+        """Whether a completion ends in this node, by itself or at the token limit: it is not gone on with."""
+        return self.nodes[node].stop is not StopReason.CUT
 
     def path(self, node: int) -> list[int]:
         """Ids from the root to `node`, both included."""

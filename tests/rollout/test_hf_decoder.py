@@ -20,6 +20,7 @@ from transformers import (
 
 from graft.kernels import load_kernels
 from graft.kernels.library import Kernels
+from graft.kernels.packed_linear import PackedLinears
 from graft.rollout import hf_decoder
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 
@@ -212,6 +213,24 @@ def test_packed_layers_follow_the_weights():
         for parameter in model.parameters():
             parameter.mul_(1.1)
     decoder.load_weights(model.state_dict())
+    torch.testing.assert_close(
+        decoder.begin(PREFIXES, 1, 1), decoder_for(model).begin(PREFIXES, 1, 1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_head_of_another_type_stays_torchs():
+    """As in models that keep some layers in fp32."""
+    model = make_model(CONFIGS["llama"])
+    decoder = HuggingFaceDecoder(model.config, dtype=torch.float32, device=torch.device("cpu"))
+    head = decoder._head.double()
+    assert isinstance(head.weight, torch.Tensor)
+    weight = head.weight
+    kernels = native_kernels()
+    engine = kernels.engine_for(torch.float32)
+    assert engine is not None
+    decoder.packed = PackedLinears(decoder._model, kernels, engine)
+    decoder.load_weights(model.state_dict())
+    head.forward = lambda hidden: torch.nn.functional.linear(hidden.double(), weight)
     torch.testing.assert_close(
         decoder.begin(PREFIXES, 1, 1), decoder_for(model).begin(PREFIXES, 1, 1), atol=1e-4, rtol=1e-4
     )

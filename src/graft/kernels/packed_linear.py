@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ class PackedLinears:
         self._kernels = kernels
         self.engine = engine
         self._inputs: dict[int, torch.Tensor] = {}  # inner dimension -> room for rows
-        self._packed: dict[nn.Linear, PackedWeights] = {}
+        self._packed: dict[nn.Module, PackedWeights] = {}
         self._layers = [
             module
             for module in model.modules()
@@ -47,6 +48,10 @@ class PackedLinears:
             bias = None if layer.bias is None else layer.bias.float().contiguous()
             packed = self._packed[layer] = PackedWeights(self.engine, n, k, data, bias)
             self._kernels.pack(packed, layer.weight)
+
+    def holds(self, layer: nn.Module) -> TypeGuard[nn.Linear]:
+        """Whether this layer is computed here."""
+        return layer in self._packed
 
     def drop(self) -> None:
         """Give back the memory until the next `load`."""

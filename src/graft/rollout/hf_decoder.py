@@ -154,7 +154,7 @@ class HuggingFaceDecoder:
         ).last_hidden_state
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        if self.packed is not None and type(self._head) is nn.Linear:
+        if self.packed is not None and self.packed.holds(self._head):
             return self.packed.multiply(self._head, hidden, torch.float32)
         return self._head(hidden).float()
 
