@@ -193,8 +193,8 @@ def number_settings(
             found.append((f"{path}{name}", 1, chosen))
         elif typing.get_origin(field.annotation) is tuple and any(float in entry for entry in entries):
             found.append((f"{path}{name}", len(entries), chosen))
-        kinds = {k for a in flat for k in (a, *typing.get_args(a)) if isinstance(k, type)}
-        for kind in {k for k in kinds if issubclass(k, BaseModel) and k is not SFT}:
+        kinds = dict.fromkeys(k for a in flat for k in (a, *typing.get_args(a)) if isinstance(k, type))
+        for kind in [k for k in kinds if issubclass(k, BaseModel) and k is not SFT]:
             own = chosen
             if len(kinds) > 2:
                 tag = tag_of(kind)

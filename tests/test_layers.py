@@ -234,7 +234,7 @@ def test_nobody_below_imports_the_loop():
     [
         *of("data", "segments", "grading"),
         *LIGHT_CRITICS,
-        *RECORDS,
+        *sorted(RECORDS),
         "config",
         "config_file",
         "interrupt",
