@@ -35,7 +35,8 @@ def engine() -> list[float]:
 def step() -> list[float]:
     found = result("step")
     names = ("ratio_full", "ratio_full_against_fastest", "ratio_sparse", "ratio_sparse_against_fastest")
-    memory = [found["sides"][side]["peak_memory_gb"] for side in ("graft", "trl bf16", "trl fp32")]
+    sides = ("graft", "graft low memory", "trl bf16", "trl fp32")
+    memory = [found["sides"][side]["peak_memory_gb"] for side in sides]
     ratios = [found["ratios"][name]["median"] for name in names]
     return [*ratios[:2], 3, 8, *ratios[2:], *memory]
 
@@ -46,6 +47,12 @@ def learning() -> list[float]:
     before = [100 * own["held_out_before"] for own in seeds]
     seconds = [own["train_seconds"] for own in seeds]
     return [*accuracies, min(before), max(before), min(seconds), max(seconds)]
+
+
+def tree_behind_a_prompt() -> list[float]:
+    case = result("tree")["cases"][1]
+    tokens = [case["network_tokens_tree"], case["network_tokens_flat"]]
+    return [*tokens, case["seconds_flat"]["median"] / case["seconds_tree"]["median"]]
 
 
 def tree() -> list[float]:
@@ -73,10 +80,14 @@ def critic() -> list[float]:
     ("words", "measured"),
     [
         ("fast engine", engine()),
-        ("generic engine", [result("engine")["ratios"]["ratio_generic_fp32"]["median"]]),
+        (
+            "generic engine",
+            [result("engine")["ratios"][f"ratio_generic{of}"]["median"] for of in ("", "_fp32")],
+        ),
         ("a whole GRPO step", step()),
         ("demo, three seeds", learning()),
         ("one training step on a tree", tree()),
+        ("the same for 16 completions", tree_behind_a_prompt()),
         ("graders:", graders()),
         ("critic `equations`", critic()),
     ],
