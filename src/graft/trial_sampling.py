@@ -74,6 +74,9 @@ def try_sampling(parts: Parts, phase: Phase) -> TriedSampling:
     longest = config.sampling.max_new_tokens
     short = min(SHORT_TOKENS, longest)
     narrow = max(1, slots // NARROWER)
+    _time_steps(
+        parts, prompts, group, short
+    )  # touches its memory for the first time, which may take longer than to compute
     narrow_marks = _time_steps(parts, prompts[:narrow], 1, short)
     wide_marks = _time_steps(parts, prompts, group, short)
     limit = min(longest, max(short, int(SAMPLING_SECONDS / max(_step_seconds(wide_marks), 1e-6))))

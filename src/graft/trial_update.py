@@ -22,10 +22,11 @@ from graft.types import Appraisal, Credit
 from graft.update.packing import pack
 from graft.workload import keeps_rollout, scorings
 
-UPDATE_SECONDS = 10.0
-"""No further optimiser step begins after so long; of those made in each phase the median counts."""
+UPDATE_SECONDS = 20.0
+"""No further optimiser step begins after so long; of the later half of those made in each phase the median counts,
+since memory that is touched for the first time slows the first ones."""
 
-MAX_UPDATES = 5
+MAX_UPDATES = 6
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ def try_update(parts: Parts, phase: Phase, trees: Sequence[Tree]) -> TriedUpdate
         copies += bytes_of(trainer.value.parameters())
     older = trained if keeps_rollout(phase) else 0
     return TriedUpdate(
-        train_token=max(0.0, median(timed) - optimizer) / tokens,
+        train_token=max(0.0, median(timed[len(timed) // 2 :]) - optimizer) / tokens,
         score_token=score_seconds / tokens,
         anchor_token=anchor_seconds / tokens,
         optimizer=optimizer,
