@@ -1,12 +1,13 @@
 """How well does the critic `equations` read worked answers, and which injected errors does it find?
 
-    python -m benchmarks.critic --json [--rows N] train.jsonl
+    python -m benchmarks.critic [--json] [--rows N] train.jsonl
 
-Takes GSM8K's worked answers with their calculator spans (`<<48/2=24>>`) removed; the spans say what a line computes.
-Three questions: how many of the lines with an equals sign are read (an equation found; every span's result found); how
-many right lines are called wrong; and, with a single error put into one step of an answer, how often that step is the
-first whose score falls. Errors: a wrong result; a wrong operand; a wrong operator. The last two once with the result
-kept, so that the equation no longer holds, and once `carried`: the result is recomputed, and the equation holds.
+Takes GSM8K's worked answers (https://github.com/openai/grade-school-math, `grade_school_math/data/train.jsonl`) with
+their calculator spans (`<<48/2=24>>`) removed; the spans say what a line computes. Three questions: how many of the
+lines with an equals sign are read (an equation found; every span's result found); how many right lines are called
+wrong; and, with a single error put into one step of an answer, how often that step is the first whose score falls.
+Errors: a wrong result; a wrong operand; a wrong operator. The last two once with the result kept, so that the equation
+no longer holds, and once `carried`: the result is recomputed, and the equation holds.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ SIMPLE = re.compile(
     rf"(?P<behind>[^\d=]*)(?P<b>{NUMBER})(?P<end>[^=\d]*=\s*\$?)$"
 )
 """The end of a text before its span: two numbers and an operator."""
+
+WHERE = "GSM8K's train.jsonl or test.jsonl, from https://github.com/openai/grade-school-math, grade_school_math/data"
 
 OPERATORS = {"+": "+", "-": "-", "–": "-", "−": "-", "*": "*", "×": "*", "x": "*", "/": "/", "÷": "/"}
 ERRORS = (
@@ -81,11 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, help="GSM8K's train.jsonl or test.jsonl")
+    parser.add_argument("path", type=Path, nargs="?", help=WHERE)
     parser.add_argument("--rows", type=int, help="only the first so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON; the table goes to standard error")
     options = parser.parse_args(given)
+    if options.path is None or not options.path.is_file():
+        got = "no file was named" if options.path is None else f"{options.path} is no file"
+        parser.error(
+            f"{got}; wants {WHERE}. Download it and give its path: python -m benchmarks.critic train.jsonl"
+        )
     rows = read_rows(
         str(options.path.resolve()),
         options={},

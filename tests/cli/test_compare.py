@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from graft.cli.main import main
+from graft.report.comparison import OF_COMPLETIONS
 from graft.report.metrics import without_wall_clock
 from graft.report.run_folder import RunFolder
 from tests.cli.conftest import COMMAND
@@ -159,11 +160,14 @@ def test_a_later_call_runs_nothing_and_reads_the_same(undisturbed, graft):
 
 
 def test_results_alone_are_enough(undisturbed, tmp_path, graft):
-    """Moved to another folder, without the runs, and from before a setting existed that has its default."""
+    """Moved to another folder, without the runs, and from before a setting existed that has its default and some
+    metrics were kept."""
     for stored in (undisturbed / "out" / "runs").glob("*/seed-*.json"):
         result = json.loads(stored.read_text())
         assert str(undisturbed) not in stored.read_text().replace(result["settings"]["model"]["name"], "")
         del result["settings"]["algorithm"]["max_sampling_rounds"]
+        for later in OF_COMPLETIONS:
+            del result[later]
         copy = tmp_path / "out" / stored.relative_to(undisturbed / "out")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(json.dumps(result))
@@ -174,6 +178,8 @@ def test_results_alone_are_enough(undisturbed, tmp_path, graft):
     )
     assert again.code == 0, again.err
     assert again.err.count("has its result") == 4
+    for line in json.loads(again.out)["lines"]:
+        assert [line[later] for later in OF_COMPLETIONS] == [None, None]
     assert not (tmp_path / "out" / "warm-starts").exists()
 
 

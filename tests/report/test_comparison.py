@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import builtins
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from graft.errors import ConfigError
-from graft.report.comparison import curve_of, first_reaching, markdown_page, run_result, spread, summarise
+from graft.report.comparison import (
+    curve_of,
+    first_and_last,
+    first_reaching,
+    markdown_page,
+    run_result,
+    spread,
+    summarise,
+    table_of,
+)
 from graft.report.comparison_plot import read_off, write_plot
 from tests.report.doctor.runs import write_run
+
+PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "results" / "token_level" / "runs"
 
 
 def train(tokens: int, seconds: float) -> dict[str, Any]:
@@ -56,12 +69,30 @@ def test_the_result_of_a_run_folder(tmp_path):
         "groups_with_signal": 0.25,
         "judge_prompt_tokens": 3,
         "judge_completion_tokens": 2,
+        "critic_prompt_tokens": 70,
+        "critic_completion_tokens": 25,
         "step_seconds": 2.0,
     }
     result = run_result(write_run(tmp_path / "run", groups=0, metrics=lambda step: metrics))
-    assert (result["steps"], result["generated_tokens"], result["judge_tokens"]) == (20, 70_000, 100)
+    assert (result["steps"], result["generated_tokens"], result["judge_tokens"]) == (20, 70_000, 2_000)
     assert (result["seconds"], result["groups_with_signal"]) == (40.0, 0.25)
     assert [p["accuracy"] for p in result["curve"]] == [0.3, 0.45, 0.6]
+
+
+def test_the_ends_of_a_run_are_fifths_of_the_steps_that_have_the_metric(tmp_path):
+    def metrics(step: int) -> dict[str, Any]:  # of 20 steps 18 have it: fifths of 4
+        counted = {} if step in (3, 17) else {"segments_per_completion": float(step)}
+        return {**counted, "completion_length_mean": 10.0 * step}
+
+    result = run_result(write_run(tmp_path / "run", groups=0, metrics=metrics))
+    assert result["segments_per_completion"] == {
+        "first": (1 + 2 + 4 + 5) / 4,
+        "last": (16 + 18 + 19 + 20) / 4,
+    }
+    assert result["completion_length_mean"] == {"first": 25.0, "last": 185.0}
+    assert first_and_last([{"x": 2.0}], "x") == {"first": 2.0, "last": 2.0}
+    uncut = run_result(write_run(tmp_path / "uncut", groups=0))
+    assert uncut["segments_per_completion"] is None
 
 
 def result(label: str, seed: int, curve: list[dict[str, Any]], judge: int = 0) -> dict[str, Any]:
@@ -130,6 +161,55 @@ def test_the_table():
     assert "| 50, 1 of 2 seeds |" in page
     assert "judge tokens" in page
     assert "tokens to" not in markdown_page(comparison(target=None))
+
+
+def ends(first: float, last: float) -> dict[str, float]:
+    return {"first": first, "last": last}
+
+
+FOLLOWED = [
+    {**RESULTS[0], "segments_per_completion": ends(4, 6), "completion_length_mean": ends(1000, 1400)},
+    {**RESULTS[1], "segments_per_completion": ends(5, 9), "completion_length_mean": ends(1001, 1500)},
+    {**RESULTS[2], "segments_per_completion": None, "completion_length_mean": ends(30, 20)},
+]
+
+
+def test_segments_and_length_of_a_completion_are_shown_where_any_run_has_them():
+    a, b = summarise(FOLLOWED, target=None)
+    assert a["segments_per_completion"]["seeds"] == 2
+    assert a["segments_per_completion"]["first"] == pytest.approx(
+        {"mean": 4.5, "low": 4, "high": 5, "std": 0.5**0.5}
+    )
+    assert a["segments_per_completion"]["last"]["mean"] == 7.5
+    assert b["segments_per_completion"] is None
+    headings, rows = table_of(comparison(FOLLOWED))
+    assert headings[-2:] == ["segments a completion", "tokens a completion"]
+    assert [cells[-2:] for cells in rows] == [
+        ["4.5 → 7.5", "1,000.5 → 1,450.0"],
+        ["–", "30.0 → 20.0"],
+    ]
+    assert "first and of the last fifth" in markdown_page(comparison(FOLLOWED))
+    only_lengths = table_of(comparison([FOLLOWED[2]]))[0]
+    assert "tokens a completion" in only_lengths
+    assert "segments a completion" not in only_lengths
+
+
+def test_results_from_before_these_were_kept_stand_beside_later_ones():
+    headings, rows = table_of(comparison([RESULTS[0], FOLLOWED[1], RESULTS[2]]))
+    assert headings[-2:] == ["segments a completion", "tokens a completion"]
+    assert [cells[-2:] for cells in rows] == [
+        ["5.0 → 9.0, 1 of 2 seeds", "1,001.0 → 1,500.0, 1 of 2 seeds"],
+        ["–", "–"],
+    ]
+
+
+def test_the_published_results_still_make_a_table():
+    paths = sorted(PUBLISHED.glob("*/seed-*.json"))
+    stored = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    assert stored
+    headings, rows = table_of(comparison(stored))
+    assert {cells[0] for cells in rows} == {path.parent.name for path in paths}
+    assert {len(cells) for cells in rows} == {len(headings)}
 
 
 def test_curves_are_read_off_at_the_same_places_up_to_where_the_first_ends():

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.report.tree_shape import branches, children_of, depths, leaf_paths, path_to
+from graft.report.tree_shape import branches, children_of, depths, leaf_paths, path_to, sample_paths
 from graft.tree import Kind
 from tests.report.synthetic import chains_record, grown_record, judged_chain
 
@@ -50,6 +50,15 @@ def test_what_branches():
     assert not branches(made((0, 0, "t"), (0, 0, "t"), (1, 0, "a"), (2, 0, "a")))
     assert not branches(chains_record(1, [judged_chain(["a\n", "b\n"], "c")] * 3)["nodes"])
     assert branches(grown_record(1, [1, 2])["nodes"])
+
+
+def test_samples_are_the_paths_that_end_a_completion():
+    grown = grown_record(1, [3, 3, 2], shape="chain")["nodes"]
+    assert [len(path) for path in leaf_paths(grown)].count(3) == 2
+    assert len(leaf_paths(grown)) == 2 + 2 + 2
+    assert sample_paths(grown) == [path for path in leaf_paths(grown) if len(path) == 3]
+    chains = chains_record(1, [judged_chain(["a\n", "b\n"], "c"), judged_chain(["a\n"], None)])["nodes"]
+    assert sample_paths(chains) == leaf_paths(chains)
 
 
 @given(trees())

@@ -11,10 +11,26 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from graft.report.doctor.evidence import late_count
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 
-JUDGE_TOKENS = ("judge_prompt_tokens", "judge_completion_tokens")
+JUDGE_TOKENS = (
+    "judge_prompt_tokens",
+    "judge_completion_tokens",
+    "critic_prompt_tokens",
+    "critic_completion_tokens",
+)
+"""Of judge models, whether they grade or criticise."""
+
+OF_COMPLETIONS = {
+    "segments_per_completion": "segments a completion",
+    "completion_length_mean": "tokens a completion",
+}
+"""Metrics that are followed from the first fifth of the steps to the last -> their heading."""
+
+NOTHING = "–"
+"""Cell of what no seed has."""
 
 
 def run_result(folder: RunFolder) -> dict[str, Any]:
@@ -32,8 +48,18 @@ def run_result(folder: RunFolder) -> dict[str, Any]:
         "judge_tokens": sum(record.get(name, 0) for record in records for name in JUDGE_TOKENS),
         "seconds": sum(record.get("step_seconds", 0.0) for record in steps),
         "groups_with_signal": fmean(with_signal) if with_signal else None,
+        **{name: first_and_last(steps, name) for name in OF_COMPLETIONS},
         "curve": curve_of(records),
     }
+
+
+def first_and_last(steps: Sequence[Mapping[str, Any]], name: str) -> dict[str, float] | None:
+    """Means of a metric over the `first` and the `last` fifth of the steps that have it; None where none has."""
+    values = [record[name] for record in steps if name in record]
+    if not values:
+        return None
+    count = late_count(len(values))
+    return {"first": fmean(values[:count]), "last": fmean(values[-count:])}
 
 
 def curve_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -79,6 +105,8 @@ def summarise(results: Sequence[Mapping[str, Any]], *, target: float | None) -> 
                 "seconds": spread([result["seconds"] for result in own]),
                 "groups_with_signal": spread([result["groups_with_signal"] for result in own]),
                 "judge_tokens": spread([result["judge_tokens"] for result in own]),
+                # results of versions that did not follow these lack them
+                **{name: spread_of_ends([result.get(name) for result in own]) for name in OF_COMPLETIONS},
                 "steps": spread([result["steps"] for result in own]),
                 "reached_target": None if target is None else len(reached),
                 "tokens_to_target": spread([point["generated_tokens"] for point in reached]),
@@ -102,14 +130,24 @@ def spread(values: Sequence[float | None]) -> dict[str, float] | None:
     return {**found, "std": stdev(known)} if len(known) > 1 else found
 
 
+def spread_of_ends(values: Sequence[Mapping[str, float] | None]) -> dict[str, Any] | None:
+    """`spread` of `first` and of `last`, and how many `seeds` have them; None where none has."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"seeds": len(known), **{end: spread([own[end] for own in known]) for end in ("first", "last")}}
+
+
 def table_of(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows of cells) for people: means, and lowest and highest seed behind them."""
     lines, target = comparison["lines"], comparison["target"]
+    followed = _followed(lines)
     judged = any(line["judge_tokens"] and line["judge_tokens"]["high"] for line in lines)
     headings = ["", "seeds", "start", "final", "best"]
     if target is not None:
         headings += [f"tokens to {100 * target:g} %", f"seconds to {100 * target:g} %"]
-    headings += ["tokens", "training, s", "groups with signal", *(["judge tokens"] if judged else [])]
+    headings += ["tokens", "training, s", "groups with signal"]
+    headings += [*(OF_COMPLETIONS[name] for name in followed), *(["judge tokens"] if judged else [])]
     rows = []
     for line in lines:
         cells = [line["label"], str(len(line["seeds"]))]
@@ -122,6 +160,7 @@ def table_of(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
             _cell(line["generated_tokens"]),
             _cell(line["seconds"]),
             _cell(line["groups_with_signal"], share=True),
+            *(_ends(line, name) for name in followed),
         ]
         rows.append(cells + ([_cell(line["judge_tokens"])] if judged else []))
     return headings, rows
@@ -135,10 +174,13 @@ def caption_of(comparison: Mapping[str, Any]) -> str:
         if tokens is None
         else f" Budget of a run: {tokens:,} generated tokens, the step that reaches it included."
     )
+    ends = ""
+    if _followed(comparison["lines"]):
+        ends = " Figures of a completion: means of the first and of the last fifth of the steps."
     to_do = comparison["runs_to_do"]
     return (
         "Held-out accuracy: mean over seeds (lowest to highest). Training time without measuring and warm start."
-        f"{budget}{f' Still to run: {to_do}.' if to_do else ''}"
+        f"{ends}{budget}{f' Still to run: {to_do}.' if to_do else ''}"
     )
 
 
@@ -150,16 +192,31 @@ def markdown_page(comparison: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", caption_of(comparison)]) + "\n"
 
 
+def _followed(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those of `OF_COMPLETIONS` that any line has."""
+    return [name for name in OF_COMPLETIONS if any(line[name] for line in lines)]
+
+
 def _reached(line: Mapping[str, Any], name: str) -> str:
-    count, seeds = line["reached_target"], len(line["seeds"])
-    if not count:
-        return "not reached"
-    return _cell(line[name]) + ("" if count == seeds else f", {count} of {seeds} seeds")
+    count = line["reached_target"]
+    return _cell(line[name]) + _of_seeds(count, line) if count else "not reached"
+
+
+def _ends(line: Mapping[str, Any], name: str) -> str:
+    ends = line[name]
+    if ends is None:
+        return NOTHING
+    return f"{ends['first']['mean']:,.1f} → {ends['last']['mean']:,.1f}" + _of_seeds(ends["seeds"], line)
+
+
+def _of_seeds(count: int, line: Mapping[str, Any]) -> str:
+    seeds = len(line["seeds"])
+    return "" if count == seeds else f", {count} of {seeds} seeds"
 
 
 def _cell(values: Mapping[str, float] | None, *, share: bool = False) -> str:
     if values is None:
-        return "–"
+        return NOTHING
     mean, low, high = (
         f"{100 * values[name]:.1f}" if share else f"{values[name]:,.0f}" for name in ("mean", "low", "high")
     )

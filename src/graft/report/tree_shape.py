@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graft.tree import ROOT
+from graft.types import StopReason
 
 Nodes = Sequence[Mapping[str, Any]]
 
@@ -38,9 +39,15 @@ def path_to(nodes: Nodes, node: int) -> list[int]:
 
 
 def leaf_paths(nodes: Nodes) -> list[list[int]]:
-    """The samples of a stored tree, each as the ids from its first span after the prompt to its leaf."""
+    """The paths of a stored tree, each as the ids from its first span after the prompt to its leaf."""
     children = children_of(nodes)
     return sorted(path_to(nodes, leaf) for leaf in range(1, len(nodes)) if not children[leaf])
+
+
+def sample_paths(nodes: Nodes) -> list[list[int]]:
+    """Those of the paths that end a completion, as `Tree.endings` gives them: candidates that were cut and not gone on
+    with are no samples."""
+    return [path for path in leaf_paths(nodes) if nodes[path[-1]]["stop"] != StopReason.CUT]
 
 
 def branches(nodes: Nodes) -> bool:

@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from graft.report.doctor.check import Finding, Verdict
+from graft.report.doctor.diagnosis import diagnose
+from graft.report.doctor.evidence import read_evidence
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.trees import tree_record
@@ -27,6 +30,9 @@ from tests.report.synthetic import CONFIG, decode, encode, evaluation_metrics, m
 STEPS = 20
 GROUPS = 10
 SIZE = 8
+OTHER_ROWS = {"rows": 20_000, "pass_at": {"1": {"mean": 0.58}}}
+"""What `graft eval --json` says of rows from elsewhere that are solved as well."""
+
 LATE = range(17, 21)
 """The last fifth of the steps."""
 
@@ -42,6 +48,9 @@ class Drawn:
     critique: Mapping[str, Any] | None = None
     weight: float = 1.0
     """What its advantage, score minus mean, is multiplied by."""
+
+    after: int | None = None
+    """Place in the group of the candidate that it goes on from; None: it begins at the prompt."""
 
 
 def words(*key: int, length: int = 12) -> str:
@@ -79,9 +88,28 @@ def chained(step: int, index: int) -> list[Drawn]:
     ]
 
 
+def chain_grown(step: int, index: int) -> list[Drawn]:
+    """A tree as GRFT grows it in the shape of a chain: four candidates at each prefix, of which one is gone on with.
+
+    A candidate of the third depth ends the completion early, and behind a sibling of it four more end it, all alike.
+    The other eight were cut and dropped. The early one is right in every second group, the others in half of those.
+    """
+    drawn: list[Drawn] = []
+    survivor = None
+    for depth in range(3):
+        thoughts = [f"{words(step, index, depth, i)}\n" for i in range(4)]
+        chosen = len(drawn) + (step + index + depth) % 3
+        drawn += [Drawn(text, None, StopReason.CUT, after=survivor) for text in thoughts]
+        if depth == 2:
+            drawn[-1] = Drawn("answer 7", float(index % 2), after=survivor)
+        survivor = chosen
+    return [*drawn, *[Drawn("answer 7", float(index % 4 == 1), after=survivor)] * 4]
+
+
 def write_run(
     path: Path,
     *,
+    algorithm: str = "grpo",
     group: Callable[[int, int], Sequence[Drawn]] = healthy,
     metrics: Callable[[int], Mapping[str, Any]] = lambda step: {},
     accuracies: Sequence[float] = (0.3, 0.45, 0.6),
@@ -94,6 +122,7 @@ def write_run(
 
     Args:
         path: must not exist yet.
+        algorithm: its name.
         group: (step, index) -> its samples.
         metrics: step -> what it records besides or instead; None leaves a metric out.
         accuracies: held-out accuracy before, during (after steps 1, 2, ...) and after training; fewer than two: nothing
@@ -103,7 +132,8 @@ def write_run(
         topic: index -> the row's `topic`.
         groups: of each step; 0: there are no trees.
     """
-    folder = RunFolder.create(path, CONFIG.format(steps=STEPS).replace("[warm_start]", "[unused]"))
+    config = CONFIG.format(steps=STEPS).replace("[warm_start]", "[unused]")
+    folder = RunFolder.create(path, config.replace('"grpo"', f'"{algorithm}"'))
     with folder:
         before, *between, after = accuracies if len(accuracies) > 1 else (None, None)
         if before is not None:
@@ -138,24 +168,31 @@ def _record(step: int, index: int, samples: Sequence[Drawn], question: str, topi
     prompt = make_prompt(index, question, "0")
     prompt.item["topic"] = topic  # pyright: ignore[reportIndexIssue]
     tree = Tree(prompt)
-    group = tree.new_group()
-    leaves = [_grow(tree, group, sample) for sample in samples]
+    leaves: list[int] = []
+    groups: dict[int, int] = {}
+    for sample in samples:
+        start = ROOT if sample.after is None else leaves[sample.after]
+        if start not in groups:
+            groups[start] = tree.new_group()
+        leaves.append(_grow(tree, start, groups[start], sample))
     grades = {
         leaf: Grade(sample.score, Outcome.TIMED_OUT if sample.score is None else Outcome.GRADED)
         for leaf, sample in zip(leaves, samples, strict=True)
+        if tree.ends(leaf)
     }
     record = tree_record(step, Stage.TRAIN, tree, grades, decode, _credit(tree, leaves, samples))
     critiques = {str(leaf): dict(s.critique) for leaf, s in zip(leaves, samples, strict=True) if s.critique}
     return {**record, "critiques": critiques} if critiques else record
 
 
-def _grow(tree: Tree, group: int, sample: Drawn) -> int:
-    parent = ROOT
+def _grow(tree: Tree, start: int, group: int, sample: Drawn) -> int:
+    parent = start
     for thought in sample.thoughts:
         tokens = encode(thought)
         parent = tree.add(parent, tokens, group=group, kind=Kind.THOUGHT, stop=StopReason.CUT)
     tokens = encode(sample.text)
-    kind = Kind.ANSWER if sample.thoughts else Kind.COMPLETION
+    kind = Kind.ANSWER if sample.thoughts or start != ROOT else Kind.COMPLETION
+    kind = Kind.THOUGHT if sample.stop is StopReason.CUT else kind
     return tree.add(parent, tokens, group=group, kind=kind, stop=sample.stop)
 
 
@@ -168,3 +205,28 @@ def _credit(tree: Tree, leaves: Sequence[int], samples: Sequence[Drawn]) -> Cred
         if sample.score is not None and len(set(scored)) > 1
     }
     return Credit(advantages, {leaf: np.ones(len(own)) for leaf, own in advantages.items()})
+
+
+def findings(folder: RunFolder, **options: Any) -> dict[str, Finding]:
+    """By the name of their check."""
+    return {f.check.name: f for f in diagnose(read_evidence(folder, **options))}
+
+
+def not_ok(found: Mapping[str, Finding]) -> dict[str, Verdict]:
+    """All other verdicts."""
+    return {name: finding.verdict for name, finding in found.items() if finding.verdict is not Verdict.OK}
+
+
+def each(change: Callable[[int, int, int, Drawn], Drawn], base=healthy):
+    """All samples changed, given step, group and place."""
+    return lambda step, index: [change(step, index, i, s) for i, s in enumerate(base(step, index))]
+
+
+def with_(sample: Drawn, **changes: Any) -> Drawn:
+    """The same but for the changes."""
+    return Drawn(**{**{name: getattr(sample, name) for name in sample.__dataclass_fields__}, **changes})
+
+
+def all_scored(score: float, stop: StopReason = StopReason.EOS):
+    """A healthy run's samples with one score."""
+    return each(lambda step, index, i, sample: with_(sample, score=score, stop=stop))

@@ -10,17 +10,25 @@ from typing import Any
 import pytest
 
 from graft.cli.settings import read_sections
-from graft.report.doctor.check import Finding, Verdict
-from graft.report.doctor.diagnosis import CHECKS, as_record, diagnose
-from graft.report.doctor.evidence import read_evidence
+from graft.report.doctor.check import Verdict
+from graft.report.doctor.diagnosis import CHECKS, as_record
+from graft.report.doctor.signal import CAUSES, PARTS_ALIKE
 from graft.types import StopReason
-from tests.report.doctor.runs import LATE, SIZE, STEPS, Drawn, chained, healthy, write_run
-
-OTHER_ROWS = {"rows": 20_000, "pass_at": {"1": {"mean": 0.58}}}
-
-
-def findings(folder, **options: Any) -> dict[str, Finding]:
-    return {f.check.name: f for f in diagnose(read_evidence(folder, **options))}
+from tests.report.doctor.runs import (
+    LATE,
+    OTHER_ROWS,
+    SIZE,
+    STEPS,
+    Drawn,
+    all_scored,
+    chained,
+    each,
+    findings,
+    healthy,
+    not_ok,
+    with_,
+    write_run,
+)
 
 
 def test_a_healthy_run_is_ok_throughout(tmp_path):
@@ -32,28 +40,16 @@ def test_a_healthy_run_is_ok_throughout(tmp_path):
 
 
 def test_a_healthy_run_of_segments_is_ok_throughout(tmp_path):
-    found = findings(write_run(tmp_path / "run", group=chained), topic="topic", elsewhere=OTHER_ROWS)
-    verdicts = {name: finding.verdict for name, finding in found.items()}
-    assert {name for name, verdict in verdicts.items() if verdict is not Verdict.OK} == {"difficulty_weight"}
+    folder = write_run(tmp_path / "run", algorithm="rft", group=chained)
+    found = findings(folder, topic="topic", elsewhere=OTHER_ROWS)
+    unmeasured = ("difficulty_weight", "zero_signal", "coverage")
+    assert not_ok(found) == dict.fromkeys(unmeasured, Verdict.NOT_MEASURED)
     assert "given to segments" in found["difficulty_weight"].text
 
 
 def some_groups(tenths: int, made: Callable[[int, int], Sequence[Drawn]], base=healthy):
     """The first so many of ten groups are made; the others stay."""
     return lambda step, index: made(step, index) if index < tenths else base(step, index)
-
-
-def each(change: Callable[[int, int, int, Drawn], Drawn], base=healthy):
-    """All samples changed, given step, group and place."""
-    return lambda step, index: [change(step, index, i, s) for i, s in enumerate(base(step, index))]
-
-
-def with_(sample: Drawn, **changes: Any) -> Drawn:
-    return Drawn(**{**{name: getattr(sample, name) for name in sample.__dataclass_fields__}, **changes})
-
-
-def all_scored(score: float, stop: StopReason = StopReason.EOS):
-    return each(lambda step, index, i, sample: with_(sample, score=score, stop=stop))
 
 
 def longer_wrong_answers(growth: float):
@@ -324,27 +320,6 @@ def test_every_check_has_all_its_verdicts_here():
     assert wanted <= triggered | by_healthy_runs
 
 
-@pytest.mark.parametrize(
-    ("group", "cause", "change"),
-    [
-        (all_scored(1.0), "all right 100 %", "Harder rows"),
-        (all_scored(0.0), "all wrong 100 %", "Easier rows"),
-        (all_scored(0.5), "all equal 100 %", "finer scores"),
-        (all_scored(0.0, StopReason.LENGTH), "all cut off 100 %", "`sampling.max_new_tokens`"),
-    ],
-)
-def test_why_groups_have_no_signal(tmp_path, group, cause, change):
-    found = findings(write_run(tmp_path / "run", group=group))["zero_signal"]
-    assert cause in found.text
-    assert change in found.change
-
-
-def test_groups_without_signal_are_counted_without_trees_too(tmp_path):
-    found = findings(write_run(tmp_path / "run", **metric("groups_with_signal", 0.1)))["zero_signal"]
-    assert (found.verdict, found.value) == (Verdict.BAD, pytest.approx(0.9))
-    assert "nothing says why" in found.text
-
-
 def test_growth_is_measured_to_the_percent(tmp_path):
     found = findings(write_run(tmp_path / "run", group=longer_wrong_answers(0.5)))["length_of_wrong_answers"]
     assert found.value is not None
@@ -387,7 +362,8 @@ def test_nothing_is_ok_of_an_empty_run(tmp_path):
 def test_every_setting_that_is_named_exists():
     sections = read_sections()
     known = {entry.path for section in sections for entry in section.settings} | {s.path for s in sections}
-    named = {name for check in CHECKS for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", check.change)}
+    changes = [*(check.change for check in CHECKS), *CAUSES.values(), PARTS_ALIKE]
+    named = {name for change in changes for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", change)}
     assert named
     assert named <= known | {"user"}
 

@@ -12,6 +12,8 @@ from graft.report.doctor.evidence import Evidence
 
 NO_TREES = 'no training trees in trees.jsonl (`report.trees` was "none", or the algorithm samples nothing)'
 NO_SCORES = "no sample of training has a score"
+NO_PAIRS = "no late group has two samples with a score"
+SHARED = "completions of a prompt go on from shared segments here; `distinct_segments` compares these"
 
 MIN_STEPS = 5
 """Fewest steps through which a trend is drawn."""
@@ -115,6 +117,21 @@ class Finding:
     value: float | None = None
     change: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def why_no_pairs(run: Evidence) -> str:
+    """Why no late group has two scores to compare."""
+    if not run.groups:
+        return NO_TREES
+    return NO_PAIRS if run.graded_groups else NO_SCORES
+
+
+def why_not_compared(run: Evidence) -> str:
+    """Why equal scores of a prompt's samples are no lack of signal."""
+    return (
+        f"whole samples are not compared within a group: `{run.setting('algorithm.name')}` can learn from samples with "
+        "equal scores"
+    )
 
 
 def find(check: Check, evidence: Evidence) -> Finding:

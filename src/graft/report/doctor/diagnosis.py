@@ -62,6 +62,7 @@ def render_markdown() -> str:
         "Reads the run folder alone, running or finished, and says of each line below what it measured: `ok`,",
         "`look` (may be what the task is like), `bad` (it spoils samples or the measurement) or `not measured`, with",
         "the reason. What the folder cannot tell is never `ok`. *Late* steps are the last fifth of the training steps.",
+        "Samples are completions: candidates that a tree cut and did not go on with are none.",
         "The exit code is 0 whatever the verdicts; with `--strict` a `bad` one makes it 9. `--json` prints everything,",
         "topics and causes included.",
         "",

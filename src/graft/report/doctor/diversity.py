@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from graft.report.doctor.check import MIN_GROUPS, MIN_STEPS, NO_SCORES, NO_TREES, Check, Measured, NotMeasured
+from graft.report.doctor.check import (
+    MIN_GROUPS,
+    MIN_STEPS,
+    NO_TREES,
+    SHARED,
+    Check,
+    Measured,
+    NotMeasured,
+    why_no_pairs,
+)
 from graft.report.doctor.evidence import GRAM, Evidence, late_count
 
 DIVERSITY = "Insufficient diversity in outputs"
@@ -12,19 +21,25 @@ DIVERSITY = "Insufficient diversity in outputs"
 
 def distinct_completions(run: Evidence) -> Measured | NotMeasured:
     """Share of a late group's completions that differ, mean over groups."""
-    groups = [group for group in run.late if len(group.samples) > 1]
+    pairs = [group for group in run.late if len(group.samples) > 1]
+    if not pairs:
+        return NotMeasured(NO_TREES if not run.groups else "no late group has two samples")
+    groups = [group for group in pairs if group.apart]
     if not groups:
-        return NotMeasured(NO_TREES if not run.groups else "no group has two samples")
+        return NotMeasured(SHARED)
     share = fmean(len({s.completion for s in group.samples}) / len(group.samples) for group in groups)
     return Measured(share, f"{100 * share:.0f} % of a group's completions differ, {len(groups)} late groups")
 
 
 def agreed_wrong_answers(run: Evidence) -> Measured | NotMeasured:
     """Of late groups with no solved sample, the share in which all samples give one and the same answer."""
-    groups = [group for group in run.late if len(group.scores) > 1]
-    unsolved = [group for group in groups if not any(sample.solved for sample in group.samples)]
+    pairs = [group for group in run.late if len(group.scores) > 1]
+    if not pairs:
+        return NotMeasured(why_no_pairs(run))
+    groups = [group for group in pairs if group.apart]
     if not groups:
-        return NotMeasured(NO_SCORES if run.groups else NO_TREES)
+        return NotMeasured(SHARED)
+    unsolved = [group for group in groups if not any(sample.solved for sample in group.samples)]
     distinct = fmean(len({s.answer for s in group.samples}) for group in groups)
     text = f"{distinct:.1f} distinct answers a group"
     if len(unsolved) < MIN_GROUPS:
@@ -98,7 +113,7 @@ DIVERSITY_CHECKS = (
         title="Completions of a group differ",
         failure_point=DIVERSITY,
         measures="Share of a group's completions that differ in at least one token, mean over the last fifth "
-        "of steps.",
+        "of steps; only of completions that were drawn apart, from the prompt on.",
         unit="share",
         look=0.5,
         bad=0.25,
@@ -113,7 +128,8 @@ DIVERSITY_CHECKS = (
         title="Wrong groups are of one mind",
         failure_point=DIVERSITY,
         measures="Of groups of the last fifth of steps with no solved sample, the share whose samples all "
-        "give the same answer (their answer span, else their last line).",
+        "give the same answer (their answer span, else their last line); only of samples that were drawn apart, from "
+        "the prompt on.",
         unit="share",
         look=0.3,
         bad=0.6,

@@ -17,7 +17,7 @@ from typing import Any
 from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import RunFolder
 from graft.report.tree_lines import well_formed
-from graft.report.tree_shape import leaf_paths
+from graft.report.tree_shape import sample_paths
 from graft.tree import ROOT, Kind
 from graft.types import Outcome, StopReason
 
@@ -33,6 +33,12 @@ LEAK = re.compile(
 )
 """Marks of chat templates where only the model's own words should be."""
 
+COMPARE_SAMPLES = frozenset({"grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"})
+"""Algorithms that compare whole samples of a group by their scores: where these are equal there is no gradient."""
+
+COMPARE_PARTS = frozenset({"process_grpo", "grft", "spo_tree"})
+"""Those that compare parts of samples within a group: steps, or siblings."""
+
 
 @dataclass(frozen=True, slots=True)
 class Critique:
@@ -44,7 +50,7 @@ class Critique:
 
 @dataclass(frozen=True, slots=True)
 class SampleFacts:
-    """One path of a tree, in numbers."""
+    """One path of a tree that ends a completion, in numbers."""
 
     score: float | None
     outcome: str
@@ -85,6 +91,9 @@ class Group:
     samples: Sequence[SampleFacts]
     whole: bool
     """Whether its samples are whole completions below the prompt, each a span of its own."""
+
+    apart: bool
+    """Whether its samples were drawn apart from each other: no two go on from the same span."""
 
     segments: int
     distinct_segments: int
@@ -175,6 +184,11 @@ class Evidence:
             return []
         return [self.start, *(r for r in self.evaluations if r["moment"] in (Moment.DURING, Moment.AFTER))]
 
+    @property
+    def compares_samples(self) -> bool:
+        """Whether the algorithm compares whole samples of a group by their scores."""
+        return self.setting("algorithm.name") in COMPARE_SAMPLES
+
     def setting(self, path: str) -> Any:
         """The value of `a.b` in the run's settings; None where it is not set."""
         value: Any = self.settings
@@ -234,7 +248,7 @@ def read_group(record: Mapping[str, Any], *, threshold: float, topic: str | None
         topic: see `read_evidence`.
     """
     nodes = record["nodes"]
-    paths = leaf_paths(nodes)
+    paths = sample_paths(nodes)
     samples = [_sample(record, path, threshold) for path in paths]
     spans = [tuple(node["tokens"]) for node in nodes[1:] if node.get("kind") in (Kind.THOUGHT, Kind.ANSWER)]
     phrases = Counter(chain.from_iterable(_phrases(_tokens(nodes, path)) for path in paths))
@@ -243,7 +257,8 @@ def read_group(record: Mapping[str, Any], *, threshold: float, topic: str | None
         step=record["step"],
         topic=None if topic is None else _value_at(record["item"], topic),
         samples=samples,
-        whole=all(len(path) == 1 for path in paths),
+        whole=all(node["parent"] == ROOT for node in nodes[1:]),
+        apart=len({path[0] for path in paths}) == len(paths),
         segments=len(spans),
         distinct_segments=len(set(spans)),
         phrases=phrases.total(),

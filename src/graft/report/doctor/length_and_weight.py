@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from graft.report.doctor.check import MIN_GROUPS, MIN_STEPS, NO_SCORES, NO_TREES, Check, Measured, NotMeasured
+from graft.report.doctor.check import (
+    MIN_GROUPS,
+    MIN_STEPS,
+    NO_SCORES,
+    NO_TREES,
+    Check,
+    Measured,
+    NotMeasured,
+    why_not_compared,
+)
 from graft.report.doctor.evidence import Evidence, Group, late_count
 from graft.report.doctor.statistics import Trend, trend
 
@@ -97,6 +106,8 @@ def coverage(run: Evidence) -> Measured | NotMeasured:
     """Share of the groups that belong to starved topics: hardly solved, and hardly any of their groups with signal."""
     if not run.graded_groups:
         return NotMeasured(NO_SCORES if run.groups else NO_TREES)
+    if not run.compares_samples:
+        return NotMeasured(why_not_compared(run))
     if run.topic is None:
         shown = ", ".join(run.item_keys[:12])
         return NotMeasured(
@@ -182,7 +193,8 @@ LENGTH_AND_WEIGHT = (
         title="Topics without signal",
         failure_point=COVERAGE,
         measures="Share of the groups that belong to starved topics: solve rate below 50 % and fewer than 20 % of the "
-        f"groups with signal, over topics with at least {MIN_GROUPS} groups. With --topic KEY.",
+        f"groups with signal, over topics with at least {MIN_GROUPS} groups. With --topic KEY; not measured where "
+        "whole samples are not compared within a group.",
         unit="share",
         look=0.05,
         bad=0.25,

@@ -20,8 +20,9 @@ def step_count(run: Evidence) -> Measured | NotMeasured:
         return NotMeasured(NO_TREES)
     counts: dict[int, list[int]] = {}
     for group in run.groups:
-        counts.setdefault(group.step, []).extend(sample.segments for sample in group.samples)
-    if max(max(own) for own in counts.values()) < 2:
+        if group.samples:
+            counts.setdefault(group.step, []).extend(sample.segments for sample in group.samples)
+    if max((max(own) for own in counts.values()), default=0) < 2:
         return NotMeasured("completions are not cut into segments by this algorithm")
     if len(counts) < MIN_STEPS:
         return NotMeasured(f"{len(counts)} steps, a trend wants {MIN_STEPS}")

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 
-from graft.report.doctor.check import NO_SCORES, NO_TREES, Check, Measured, NotMeasured
-from graft.report.doctor.evidence import Evidence, Group, late_count
+from graft.report.doctor.check import (
+    NO_SCORES,
+    NO_TREES,
+    Check,
+    Measured,
+    NotMeasured,
+    why_no_pairs,
+    why_not_compared,
+)
+from graft.report.doctor.evidence import COMPARE_PARTS, Evidence, Group, late_count
 from graft.types import StopReason
 
 CAUSES = {
@@ -17,16 +26,37 @@ CAUSES = {
 }
 """Why a group has no signal -> what to change."""
 
+PARTS_ALIKE = (
+    "Raise `sampling.temperature`; a critic with finer scores, where there is one (`algorithm.critic`); other rows "
+    "(`data.source`, `data.options`)."
+)
+"""The same where parts of samples are compared."""
+
 
 def zero_signal(run: Evidence) -> Measured | NotMeasured:
-    """Share of late groups whose scores are all equal, and why they are."""
+    """Share of late groups in which nothing differs of what the algorithm compares."""
+    if run.setting("algorithm.name") in COMPARE_PARTS:
+        nothing = NotMeasured("no step recorded `groups_with_signal`: nothing had a score")
+        return _recorded(run, "as recorded: parts of samples are compared", PARTS_ALIKE) or nothing
+    if not run.compares_samples:
+        return NotMeasured(why_not_compared(run))
     groups = [group for group in run.late if len(group.scores) > 1]
-    if not groups:
-        shares = run.column("groups_with_signal")
-        if not shares:
-            return NotMeasured(NO_SCORES if run.groups else NO_TREES)
-        idle = 1 - fmean(shares[-late_count(len(shares)) :])
-        return Measured(idle, f"{100 * idle:.0f} % of the last steps' groups; without trees nothing says why")
+    if groups:
+        return _by_cause(groups)
+    return _recorded(run, f"{why_no_pairs(run)}, so nothing says why") or NotMeasured(why_no_pairs(run))
+
+
+def _recorded(run: Evidence, how: str, change: str = "") -> Measured | None:
+    """By the metric; None where no step recorded it."""
+    shares = run.column("groups_with_signal")
+    if not shares:
+        return None
+    idle = 1 - fmean(shares[-late_count(len(shares)) :])
+    return Measured(idle, f"{100 * idle:.0f} % of the last steps' groups; {how}", change)
+
+
+def _by_cause(groups: Sequence[Group]) -> Measured:
+    """By the scores in the trees, with the reason why they are equal."""
     causes = Counter(_cause(group) for group in groups if not group.has_signal)
     share = causes.total() / len(groups)
     listed = ", ".join(
@@ -134,7 +164,9 @@ SIGNAL = (
         name="zero_signal",
         title="Groups without signal",
         failure_point="",
-        measures="Share of the last fifth of steps' groups whose scores are all equal, by cause.",
+        measures="Share of the last fifth of steps' groups whose scores are all equal, by cause. Where parts of "
+        "samples are compared (process GRPO, GRFT, SPO-tree), as recorded in `groups_with_signal`, without causes; not "
+        "measured where nothing is compared within a group (REINFORCE, PPO, RFT, VinePPO, SPO-chain).",
         unit="share",
         look=0.5,
         bad=0.8,
