@@ -221,8 +221,14 @@ class PolicyKL(KL):
     """`policy`: KL of the policy in training to the anchor, the penalty that was meant; `rollout`: of the policy that
     sampled, as the deck prints it: reported, and without a gradient."""
 
-    anchor: Literal["initial", "rollout"] = "initial"
-    """The model that training started with, or the policy that sampled the batch."""
+    @model_validator(mode="after")
+    def _reports_of_two(self) -> PolicyKL:
+        if self.of == self.anchor == "rollout":
+            raise ValueError(
+                'kl.of = "rollout" with kl.anchor = "rollout": the KL of the policy that sampled to itself is 0; set '
+                "one of them to its default"
+            )
+        return self
 
 
 def _narrow_clip(data: Any) -> Any:
