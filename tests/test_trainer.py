@@ -170,7 +170,8 @@ def test_a_penalty_to_the_policy_that_sampled_begins_with_the_first_move(open_tr
     nothing = {node: 0 * each for node, each in ones.advantages.items()}
     tokens = sum(map(len, nothing.values()))
     weights = {node: each / tokens for node, each in ones.weights.items()}
-    credit = StepCredit([Credit(nothing, weights, nothing, nothing)], 1, 1, [1.0])
+    no_values = {node: 0 * each for node, each in weights.items()}
+    credit = StepCredit([Credit(nothing, weights, nothing, no_values)], 1, 1, [1.0])
     still = dict.fromkeys(trainer.learning_rates(1, 0), 0.0)
 
     def update() -> StepResult:
