@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from graft.algorithm_parts import AdaptiveKL
 from graft.algorithm_settings import (
     ALGORITHM_NAMES,
     GRFT,
@@ -17,6 +18,7 @@ from graft.algorithm_settings import (
     Sampled,
     SPOTree,
 )
+from graft.critics.settings import MonteCarlo
 
 ANY: TypeAdapter[Any] = TypeAdapter(AlgorithmSettings)
 
@@ -25,6 +27,22 @@ ANY: TypeAdapter[Any] = TypeAdapter(AlgorithmSettings)
     ("settings", "words"),
     [
         ({"name": "ppo", "kl": {"target": 1.0}}, "kl.target needs kl.coefficient above 0"),
+        (
+            {"name": "ppo", "kl": {"coefficient": 0.1, "horizon": 500}},
+            "kl.horizon: means nothing without kl.target",
+        ),
+        (
+            {"name": "ppo", "kl": {"anchor": "rollout"}},
+            'kl.anchor = "rollout": a reward is of the policy that sampled',
+        ),
+        (
+            {"name": "grpo", "kl": {"anchor": "rollout", "place": "reward"}},
+            'kl.anchor = "rollout": a reward is of the policy that sampled',
+        ),
+        (
+            {"name": "rft", "kl": {"anchor": "rollout", "of": "rollout"}},
+            "the KL of the policy that sampled to itself is 0",
+        ),
         ({"name": "ppo", "value": {"update": "after_policy"}}, 'needs value.trunk = "separate"'),
         ({"name": "grft", "score": "outcome"}, 'score = "outcome" needs leaves under every candidate'),
         ({"name": "grft", "score": "mixed"}, 'score = "mixed" needs leaves under every candidate'),
@@ -51,6 +69,40 @@ def test_what_is_refused(settings: dict[str, Any], words: str):
     with pytest.raises(ValidationError) as caught:
         ANY.validate_python(settings)
     assert words in str(caught.value)
+
+
+WITH_KL = [
+    own.model_fields["name"].default
+    for own in get_args(get_args(AlgorithmSettings)[0])
+    if issubclass(own, Sampled)
+]
+
+
+@pytest.mark.parametrize("name", WITH_KL)
+def test_every_row_with_a_kl_takes_its_anchor(name):
+    kl = {"coefficient": 0.1, "place": "loss", "estimator": "k3", "anchor": "rollout"}
+    assert ANY.validate_python({"name": name, "kl": kl}).kl.anchor == "rollout"
+    with pytest.raises(ValidationError, match="place"):
+        ANY.validate_python({"name": name, "kl": {**kl, "place": "reward"}})
+
+
+def test_the_horizon_of_a_target():
+    steered = {"coefficient": 0.1, "target": 4.0, "horizon": 500}
+    assert ANY.validate_python({"name": "ppo", "kl": steered}).kl.horizon == 500
+    assert PPO(kl=AdaptiveKL(horizon=10_000)).kl.target is None  # as its default
+
+
+def test_which_scores_of_grft_ask_a_critic():
+    sampled: dict[str, Any] = {"critic": MonteCarlo()}
+    asks = [
+        GRFT(),
+        GRFT(score="outcome", **sampled),
+        GRFT(score="mixed", **sampled),
+        GRFT(shape="tree"),
+        GRFT(shape="tree", score="mixed"),
+    ]
+    assert all(own.asks_critic for own in asks)
+    assert not GRFT(shape="tree", score="outcome").asks_critic
 
 
 @pytest.mark.parametrize("survivor", ["sample", "best", "softmax"])

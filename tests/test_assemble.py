@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import MistralConfig
 
-from graft.algorithm_parts import AdaptiveKL, Value
+from graft.algorithm_parts import KL, AdaptiveKL, Value
 from graft.algorithm_settings import GRPO, PPO, RFT, PolicyKL
 from graft.assemble import algorithm_notes, assemble, refuse_short_window
 from graft.config_file import check_config
@@ -63,6 +63,8 @@ def test_what_a_grader_holds_is_closed_when_the_model_is_missing(tmp_path):
         (RFT(value=Value(warmup_steps=3)), ["algorithm.value.warmup_steps = 3"]),
         (RFT(kl=PolicyKL(anchor="rollout")), ["with one update a batch trains nothing"]),
         (RFT(kl=PolicyKL(anchor="rollout"), updates_per_batch=2), []),
+        (GRPO(kl=KL(anchor="rollout", coefficient=0.1)), ["with one update a batch trains nothing"]),
+        (GRPO(kl=KL(anchor="rollout", coefficient=0.1), minibatches=2), []),
         (
             RFT(kl=PolicyKL(anchor="rollout"), refresh_every=2),
             [],

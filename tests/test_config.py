@@ -350,6 +350,8 @@ def test_settings_of_another_shape_of_grft_are_refused_by_name(own, words):
             "rewards": {"boost": 2.0},
         },
         {"shape": "tree", "score": "outcome"},
+        {"score": "outcome", "critic": {"type": "monte_carlo", "continuations": 2}},
+        {"score": "mixed", "critic": {"type": "monte_carlo"}, "rewards": {"boost": 2.0}},
     ],
 )
 def test_what_a_shape_of_grft_takes_is_taken_and_written_out(own):
@@ -360,8 +362,9 @@ def test_what_a_shape_of_grft_takes_is_taken_and_written_out(own):
 
 def test_what_cannot_go_together():
     assert "training.prompts_per_step = 8" in refusal({"algorithm": {"minibatches": 9}})
-    anchored = {"algorithm": {"name": "rft", "kl": {"anchor": "rollout"}}, "report": {"kl_every": 2}}
-    assert "leave one of them out" in refusal(anchored)
+    for name in ("rft", "grpo"):
+        anchored = {"algorithm": {"name": name, "kl": {"anchor": "rollout"}}, "report": {"kl_every": 2}}
+        assert "leave one of them out" in refusal(anchored)
 
 
 @pytest.mark.parametrize("name", ["grft", "spo_tree"])

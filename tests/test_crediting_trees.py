@@ -8,7 +8,8 @@ import pytest
 
 from graft.algorithm_settings import GRFT, GRPO, ThoughtRewards
 from graft.crediting import Evidence, credit_relative
-from graft.crediting_trees import credit_siblings, critic_scores, outcome_values
+from graft.crediting_trees import continued_values, credit_siblings, critic_scores, outcome_values
+from graft.critics.settings import MonteCarlo
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Critique, Grade, Outcome, StopReason
 from tests.test_algorithms import flat, graded, group
@@ -165,6 +166,69 @@ def test_thoughts_alike_and_ends_alike(compare, with_signal):
     credit = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), settings)
     assert (credit.groups, credit.groups_with_signal) == (1, with_signal)
     assert bool(flat(credit.trees[0])) == bool(with_signal)
+
+
+def grown_chain() -> tuple[Tree, dict[int, Grade], dict[int, Critique]]:
+    """Two thoughts, a right answer and a thought that the limit cut off (nodes 1 to 4); below the first thought one
+    that goes on and a wrong answer (5, 6). Continuations from the end of 1, 2, 5: 3/4, 1/4 and 4/4 are solved."""
+    tree = Tree(group(1).prompt)
+    top = tree.new_group()
+    for kind in (Kind.THOUGHT, Kind.THOUGHT, Kind.ANSWER):
+        add_segment(tree, ROOT, 1, top, kind)
+    tree.add(ROOT, [5], [-1.0], group=top, kind=Kind.THOUGHT, stop=StopReason.LENGTH)
+    below = tree.new_group()
+    for kind in (Kind.THOUGHT, Kind.ANSWER):
+        add_segment(tree, 1, 1, below, kind)
+    critiques = {
+        2: Critique(None, (2.0,), (2.5,)),
+        3: Critique(10.0, (), ()),
+        4: Critique(0.0, (5.0,), (5.0,)),
+        5: Critique(None, (10.0, 6.0), (7.5, 10.0)),
+        6: Critique(0.0, (10.0,), (7.5,)),
+    }
+    return tree, {3: Grade(1.0), 4: Grade(0.0), 6: Grade(0.0)}, critiques
+
+
+def test_outcomes_of_a_chain_are_shares_of_solved_continuations():
+    """Thoughts and ends have one unit and are compared together; an end's value is its grade, also of a thought that
+    was cut off, whatever its continuations would be."""
+    tree, grades, critiques = grown_chain()
+    assert continued_values(tree, grades, critiques, scale=10.0) == {
+        1: 0.75,
+        2: 0.25,
+        3: 1.0,
+        4: 0.0,
+        5: 1.0,
+        6: 0.0,
+    }
+    settings = GRFT(score="outcome", scale="none", critic=MonteCarlo())
+    credit = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), settings)
+    found = [(credit.details[0][node]["value"], credit.details[0][node]["A"]) for node in range(1, 7)]
+    assert found == [(0.75, 0.25), (0.25, -0.25), (1.0, 0.5), (0.0, -0.5), (1.0, 0.5), (0.0, -0.5)]
+    assert (credit.groups, credit.groups_with_signal) == (2, 2)
+
+
+def test_what_could_not_be_judged_has_no_outcome():
+    tree, grades, critiques = grown_chain()
+    grades[3] = Grade(None, Outcome.CRASHED)
+    critiques[2] = Critique(outcome=Outcome.CRASHED)
+    assert set(continued_values(tree, grades, critiques, scale=10.0)) == {1, 4, 5, 6}
+
+
+def test_mixed_scores_of_a_chain():
+    tree, grades, critiques = grown_chain()
+    settings = GRFT(
+        score="mixed",
+        outcome_weight=0.25,
+        scale="none",
+        critic=MonteCarlo(),
+        rewards=ThoughtRewards(**CRITIC),
+    )
+    credit = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), settings)
+    # S of 10 and 2: z-scores 1 and -1, no progress before them. Outcomes 0.75 and 0.25; of the ends 1 and 0, ρ G 10, 0
+    assert [credit.details[0][n]["value"] for n in (1, 2, 3, 4)] == pytest.approx(
+        [0.9375, -0.6875, 7.75, 0.0]
+    )
 
 
 def test_mixed_scores_are_a_weighted_sum():

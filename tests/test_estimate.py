@@ -334,6 +334,7 @@ KL = {"coefficient": 0.1}
     ("settings", "policy", "anchor", "everything"),
     [
         ({"algorithm": {"kl": KL}}, 0.0, 1.0, False),  # the anchor, each step
+        ({"algorithm": {"kl": {**KL, "anchor": "rollout"}}}, 1.0, 0.0, False),  # the policy is its own
         ({"algorithm": {"updates_per_batch": 2}}, 1.0, 0.0, False),  # the old policy, each step
         ({"algorithm": {"refresh_every": 4}}, 0.75, 0.0, False),  # where its weights are older
         # both, at 2 of 10 steps, and there of all groups, of which a quarter trains

@@ -81,6 +81,29 @@ def test_the_survivors_of_a_chain_are_written_as_they_grew(run, survivor):
         assert nodes[survivors[-1]]["group"] == max(node["group"] for node in nodes)
 
 
+def test_outcomes_of_a_chain_in_whole_runs(run):
+    """A thought's value is the share of its continuations that are solved, an end's is its grade; what was drawn for
+    them counts as generated."""
+    critic = {"type": "monte_carlo", "continuations": 3}
+    metrics, trees = run(score="outcome", critic=critic, max_depth=3)
+    for line in metrics:
+        assert line["critic_tokens_sampled"] > 0
+        assert line["tokens_sampled"] == sampled(trees, line["step"]) + line["critic_tokens_sampled"]
+    assert any(line["gradient_norm"] > 0 for line in metrics)
+    shares, ends = set(), 0
+    for tree in trees:
+        for node, numbers in tree["numbers"].items():
+            if tree["nodes"][int(node)]["stop"] != "cut":
+                assert numbers["value"] == tree["grades"][node]["score"]
+                ends += 1
+            elif node in tree["critiques"]:
+                assert numbers["value"] == pytest.approx(tree["critiques"][node]["progress"][-1] / 10)
+                shares.add(round(3 * numbers["value"], 6))
+    assert ends > 5
+    assert 1 < len(shares) <= 4
+    assert shares <= {0, 1, 2, 3}
+
+
 def test_of_a_tree_all_survive_and_none_is_written(run):
     _, trees = run(shape="tree", branching=(2, 2), score="outcome")
     assert all("survivors" not in tree for tree in trees)

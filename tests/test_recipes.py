@@ -104,6 +104,16 @@ def test_the_comparison_that_worked_steps_names():
         assert by_label[name] == load_config(WORKED_STEPS / f"{name}.toml").algorithm
 
 
+def test_judge_rft_differs_in_its_critic_alone():
+    ours, judged_by_model = (
+        load_config(RECIPES / name / "config.toml").model_dump() for name in ("worked_steps", "judge_rft")
+    )
+    for config in (ours, judged_by_model):
+        del config["run"], config["base"], config["grading"], config["algorithm"]["critic"]
+    ours["warm_start"]["worked"] = f"../worked_steps/{ours['warm_start']['worked']}"
+    assert judged_by_model == ours
+
+
 def first_wrong(thoughts: int) -> int:
     """A judge that finds the second thought wrong where there is one."""
     return 2 if thoughts > 1 else 0

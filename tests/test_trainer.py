@@ -19,7 +19,7 @@ from graft.objective.kl import exact_kl
 from graft.phases import phases_of
 from graft.state.checkpoint import Checkpoint, Checkpoints, optimizer_tensors
 from graft.step_records import mean_kl
-from graft.trainer import Trainer, everything, minibatches
+from graft.trainer import Trainer, everything, minibatches, penalised
 from graft.types import Appraisal, Credit, Grade
 from graft.update.step import StepResult
 from tests.tasks import task_settings, write_task
@@ -61,7 +61,8 @@ def open_trainer(tiny_model_folder, tmp_path):
 def one_step(trainer: Trainer, number: int = 1) -> StepResult:
     rng = np.random.default_rng(0)
     trees = [random_group(rng, row=i) for i in range(3)]
-    appraisals = trainer.appraise(trees, [everything(tree) for tree in trees], old=True)
+    whole = [everything(tree) for tree in trees]
+    appraisals = trainer.appraise(trees, whole, old=True, anchor=penalised(trainer.phase))
     grades = [{leaf: Grade(float(rng.integers(0, 3))) for leaf in tree.leaves()} for tree in trees]
     settings = trainer.phase.settings
     credit = ALGORITHMS[settings.name].credit(
@@ -152,6 +153,57 @@ def test_the_policy_that_sampled_as_anchor(open_trainer):
     assert set(own.anchor_logprobs) == {1, 2, 3, 4}
     for node, anchor in own.anchor_logprobs.items():
         np.testing.assert_array_equal(anchor, own.old_logprobs[node])
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sft"])
+def test_a_penalty_to_the_policy_that_sampled_begins_with_the_first_move(open_trainer, name):
+    """Advantages are 0, so that loss and gradient are the penalty's: none as long as the weights are those that
+    sampled; then β times the mean of k3, which a row whose loss is a sum over segments takes N_k-fold."""
+    kl = {"coefficient": 10.0, "place": "loss", "estimator": "k3", "anchor": "rollout"}
+    with_values = {"value": {"coefficient": 0.0}} if name in ("ppo", "rft") else {}
+    whole_returns = {"gae_lambda": 1.0} if name == "rft" else {}
+    trainer, parts = open_trainer({"name": name, "kl": kl, **with_values, **whole_returns})
+    assert trainer.anchor is None
+    tree = random_group(np.random.default_rng(0))
+    ones = everything(tree)
+    [own] = trainer.appraise([tree], [ones], old=True, anchor=True)
+    nothing = {node: 0 * each for node, each in ones.advantages.items()}
+    tokens = sum(map(len, nothing.values()))
+    weights = {node: each / tokens for node, each in ones.weights.items()}
+    no_values = {node: 0 * each for node, each in weights.items()}
+    credit = StepCredit([Credit(nothing, weights, nothing, no_values)], 1, 1, [1.0])
+    still = dict.fromkeys(trainer.learning_rates(1, 0), 0.0)
+
+    def update() -> StepResult:
+        return trainer.update(1, still, [tree], credit, [own], progress=None, where="")
+
+    first = update()
+    assert (first.loss, first.gradient_norm) == (0.0, 0.0)
+    with torch.no_grad():
+        for parameter in parts.policy.plain.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    [moved] = trainer.appraise([tree], [ones], old=True)
+    by_hand = 0.0
+    for node, old in own.old_logprobs.items():
+        ratio = old.astype(np.float64) - moved.old_logprobs[node]
+        by_hand += (len(old) if name == "rft" else 1) * (np.exp(ratio) - 1 - ratio).sum() / tokens
+    second = update()
+    assert second.loss == pytest.approx(10 * by_hand, rel=1e-3)
+    assert second.loss > 0.01
+    assert second.gradient_norm > 0.01
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_weight_of_a_penalty_to_the_policy_that_sampled(open_trainer, updates):
+    """It moves nothing in the first update of a batch, to the bit, and something in the second."""
+    after = []
+    for coefficient in (0.1, 10.0):
+        kl = {"coefficient": coefficient, "anchor": "rollout"}
+        trainer, _ = open_trainer({"name": "grpo", "updates_per_batch": updates, "kl": kl})
+        one_step(trainer)
+        after.append([parameter.detach().clone() for parameter in trainer.parameters().values()])
+    same = [torch.equal(one, other) for one, other in zip(*after, strict=True)]
+    assert all(same) == (updates == 1)
 
 
 def exact(**changes: Any) -> dict[str, Any]:

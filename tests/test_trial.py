@@ -70,6 +70,7 @@ KL = {"coefficient": 0.1}
         # drawn: tokens of one prompt; scorings: passes over a batch without gradient
         ({"name": "reinforce", "group_size": 2}, 2 * LIMIT, 1, 0),
         ({"name": "grpo", "group_size": 4, "kl": {**KL, "estimator": "exact"}}, 4 * LIMIT, 1, 1),
+        ({"name": "grpo", "group_size": 4, "kl": {**KL, "anchor": "rollout"}}, 4 * LIMIT, 1, 1),
         (
             {"name": "ppo", "group_size": 2, "kl": KL, "updates_per_batch": 2, "minibatches": 3},
             2 * LIMIT,
@@ -102,6 +103,21 @@ KL = {"coefficient": 0.1}
         (
             {"name": "grft", "group_size": 2, "max_depth": 2, "kl": KL, **CHAINS},
             2 * 2 + 2 * 2,
+            1,
+            1,
+        ),
+        # two candidates that reach the limit, and two continuations from the prompt
+        (
+            {
+                "name": "grft",
+                "group_size": 2,
+                "max_depth": 2,
+                "kl": KL,
+                "segments": {"cutter": f"tokens:{LIMIT}"},
+                "score": "outcome",
+                "critic": {"type": "monte_carlo", "continuations": 2},
+            },
+            2 * LIMIT + 2 * LIMIT,
             1,
             1,
         ),
@@ -182,13 +198,16 @@ def test_memory_knows_the_value_model_and_the_anchor(task):
     for name, algorithm in {
         "reinforce": {"name": "reinforce"},
         "ppo": {"name": "ppo", "kl": KL, "value": {"trunk": "separate"}},
+        "initial": {"name": "grpo", "kl": KL},
+        "rollout": {"name": "grpo", "kl": {**KL, "anchor": "rollout"}},
     }.items():
         config = task(algorithm)
         [phase] = phases_of(config, training_rows=9)
         found[name] = try_update(assemble(config), phase, trees)
     policy = 4 * plain.facts.parameters
     assert found["reinforce"].trained == policy
-    assert found["reinforce"].copies == 0
+    assert found["reinforce"].copies == found["rollout"].copies == 0
+    assert found["initial"].copies == policy
     head = 4 * (32 + 1)
     trunk = found["ppo"].trained - policy - head
     assert 0 < trunk <= policy

@@ -30,7 +30,7 @@ Estimator = Literal["k1", "k2", "k3", "exact"]
 
 
 class KL(Section):
-    """Penalty for leaving the anchor, the model that training starts with."""
+    """Penalty for leaving the anchor."""
 
     coefficient: float = Field(default=0.0, ge=0)
     """β, the weight of the penalty. At 0 it does not train and costs nothing."""
@@ -42,6 +42,10 @@ class KL(Section):
     """Which estimate of a token's KL enters; see `objective/kl.py` for bias and gradient of each. `k1` belongs in the
     reward, and is the default there: in the loss its gradient is zero on average. `exact` sums over the vocabulary and
     belongs in the loss; it holds the anchor's last hidden state of every token while the batch trains."""
+
+    anchor: Literal["initial", "rollout"] = "initial"
+    """The model that training started with, or the policy that sampled the batch, which needs no copy of the weights.
+    From that the policy is away only after its first update, or where older weights sampled."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +61,15 @@ class KL(Section):
             raise ValueError(
                 "kl.estimator = 'k1' in the loss trains nothing: its gradient has mean zero. Use 'k2', 'k3' or "
                 "'exact', or kl.place = 'reward'."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _anchor_is_another(self) -> KL:
+        if self.anchor == "rollout" and self.place == "reward":
+            raise ValueError(
+                'kl.anchor = "rollout": a reward is of the policy that sampled, whose KL to itself is 0; use '
+                'kl.place = "loss", or "initial"'
             )
         return self
 
@@ -97,6 +110,8 @@ class AdaptiveKL(KL):
             raise ValueError(
                 'kl.target steers the weight of a penalty in the reward: use kl.place = "reward", or leave it out'
             )
+        if self.target is None and self.horizon != type(self).model_fields["horizon"].default:
+            raise ValueError("kl.horizon: means nothing without kl.target; take it out, or set that")
         return self
 
 

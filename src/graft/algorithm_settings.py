@@ -221,8 +221,14 @@ class PolicyKL(KL):
     """`policy`: KL of the policy in training to the anchor, the penalty that was meant; `rollout`: of the policy that
     sampled, as the deck prints it: reported, and without a gradient."""
 
-    anchor: Literal["initial", "rollout"] = "initial"
-    """The model that training started with, or the policy that sampled the batch."""
+    @model_validator(mode="after")
+    def _reports_of_two(self) -> PolicyKL:
+        if self.of == self.anchor == "rollout":
+            raise ValueError(
+                'kl.of = "rollout" with kl.anchor = "rollout": the KL of the policy that sampled to itself is 0; set '
+                "one of them to its default"
+            )
+        return self
 
 
 def _narrow_clip(data: Any) -> Any:
@@ -318,8 +324,9 @@ class GRFT(Sampled, Reused):
     tokens count as generated. 1: off. Needs `score = "critic"` and a critic that can judge while trees grow."""
 
     score: Literal["critic", "outcome", "mixed"] = "critic"
-    """What siblings are compared by: `critic`: Ŝ + Q of thoughts and ρ G of ends; `outcome` (`tree` alone): the mean
-    grade of the leaves below; `mixed`: both."""
+    """What siblings are compared by: `critic`: Ŝ + Q of thoughts and ρ G of ends; `outcome`: the mean grade of the
+    leaves below, in a `chain` the share of solved continuations, which `critic.type = "monte_carlo"` draws, and the
+    grade of an end; `mixed`: both."""
 
     compare: Literal["separately", "together"] = "separately"
     """Siblings that go on and siblings that end the completion: thoughts with thoughts and ends with ends, whose scores
@@ -346,10 +353,10 @@ class GRFT(Sampled, Reused):
 
     @model_validator(mode="after")
     def _shape_fits(self) -> GRFT:
-        if self.shape == "chain" and self.score != "critic":
+        if self.shape == "chain" and self.score != "critic" and self.critic.type != "monte_carlo":
             raise ValueError(
                 f'score = "{self.score}" needs leaves under every candidate, which shape = "chain" does not have; use '
-                'shape = "tree", or critic.type = "monte_carlo" with score = "critic"'
+                'shape = "tree", or critic.type = "monte_carlo", which draws continuations of each'
             )
         if self.kl.place == "reward":
             raise ValueError('kl.place = "reward": candidates are compared by scores alone; use "loss"')
@@ -378,6 +385,7 @@ class GRFT(Sampled, Reused):
             given.get(name, cls.model_fields[name].default) for name in ("shape", "survivor", "score")
         )
         critics = 'score = "critic" or "mixed"'
+        by_leaves = score == "outcome" and shape == "tree"
         meanings = {
             "group_size": ('shape = "chain"', shape == "chain"),
             "max_depth": ('shape = "chain"', shape == "chain"),
@@ -389,10 +397,15 @@ class GRFT(Sampled, Reused):
             "branching": ('shape = "tree"', shape == "tree"),
             "outcome_weight": ('score = "mixed"', score == "mixed"),
             "compare": (critics, score != "outcome"),
-            "critic": (critics, score != "outcome"),
+            "critic": (critics, not by_leaves),
             "rewards": (critics, score != "outcome"),
         }
         return {name: need for name, (need, met) in meanings.items() if not met}
+
+    @property
+    def asks_critic(self) -> bool:
+        """Whether scores depend on a critic: all but those of a tree's leaves alone."""
+        return "critic" not in self.without_meaning(dict(self))
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -163,8 +163,7 @@ def algorithm_notes(settings: AlgorithmSettings) -> list[str]:
         notes.append(
             f"algorithm.value.warmup_steps = {value.warmup_steps}: the first steps train the value model alone"
         )
-    on_rollout = getattr(kl, "anchor", "initial") == "rollout"
-    if on_rollout and kl.in_loss and settings.updates == settings.refresh_every == 1:
+    if kl.anchor == "rollout" and kl.in_loss and settings.updates == settings.refresh_every == 1:
         notes.append(
             "algorithm.kl.anchor = 'rollout' with one update a batch trains nothing: the policy has not left the "
             "anchor yet, and there the penalty's gradient is 0"

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from graft.algorithm_parts import EarlyStopping
-from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings, OnTrees
+from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings, OnTrees, Sampled
 from graft.grading.check import check_grader, dump_grader
 from graft.section import Section
 
@@ -458,8 +458,11 @@ class RunConfig(Section):
                 f"rollout.slots = {self.rollout.slots}: a tree of this shape keeps {self.algorithm.open_paths} "
                 "paths of a prompt open; raise it, or lower algorithm.branching or algorithm.group_size"
             )
-        kl = getattr(self.algorithm, "kl", None)
-        if getattr(kl, "anchor", "initial") == "rollout" and self.report.kl_every is not None:
+        if (
+            isinstance(self.algorithm, Sampled)
+            and self.algorithm.kl.anchor == "rollout"
+            and self.report.kl_every is not None
+        ):
             raise ValueError(
                 "report.kl_every measures KL to the initial model, which is not kept with "
                 'algorithm.kl.anchor = "rollout": leave one of them out'

@@ -95,7 +95,13 @@ def scored_nodes(evidence: Evidence, settings: GRFT, index: int) -> list[ScoredN
         by_critic = critic_scores(
             tree, grades, evidence.critiques[index], settings.rewards, scale=settings.critic.scale
         )
-    by_outcome = outcome_values(tree, grades) if settings.score != "critic" else {}
+    by_outcome: Mapping[int, float] = {}
+    if settings.score != "critic":
+        by_outcome = (
+            outcome_values(tree, grades)
+            if settings.shape == "tree"
+            else continued_values(tree, grades, evidence.critiques[index], scale=settings.critic.scale)
+        )
     found = []
     for node in range(1, len(tree)):
         depth = len(tree.path(node)) - 1
@@ -122,6 +128,23 @@ def outcome_values(tree: Tree, grades: Mapping[int, Grade]) -> dict[int, float]:
         elif grade is not None and grade.score is not None and not tree.children(node):
             values[node] = float(grade.score)
     return values
+
+
+def continued_values(
+    tree: Tree, grades: Mapping[int, Grade], critiques: Mapping[int, Critique], *, scale: float
+) -> dict[int, float]:
+    """The same where most candidates have no leaves below: of a thought that goes on the share of its continuations
+    that are solved, drawn by the critic `monte_carlo`; of a candidate that ends a completion its grade.
+
+    Args:
+        tree: with a critique for each leaf.
+        grades: of the leaves that complete a sample.
+        critiques: leaf -> critique, with P_k = B p_k.
+        scale: B.
+    """
+    judged = _judged_thoughts(tree, critiques)
+    values = {node: progress / scale for node, (_, progress) in judged.items() if not tree.ends(node)}
+    return values | {leaf: float(own.score) for leaf, own in grades.items() if own.score is not None}
 
 
 def critic_scores(

@@ -119,7 +119,7 @@ def criticise(
     Raises:
         GraderError: the critic failed on more than `max_failure_rate` of the completions.
     """
-    if critic.critic is None or (isinstance(settings, GRFT) and settings.score == "outcome"):
+    if critic.critic is None or (isinstance(settings, GRFT) and not settings.asks_critic):
         return trees, grades, ()
     if not isinstance(settings, OnTrees):  # whose trees grow as thoughts
         trees, grades = critic.cut(trees, grades)

@@ -367,9 +367,7 @@ def has_anchor(phase: Phase, *, kl_every: int | None) -> bool:
 
 def anchored_on_rollout(phase: Phase) -> bool:
     """Whether the anchor is the policy that sampled the batch."""
-    return (
-        isinstance(phase.settings, Sampled) and getattr(phase.settings.kl, "anchor", "initial") == "rollout"
-    )
+    return isinstance(phase.settings, Sampled) and phase.settings.kl.anchor == "rollout"
 
 
 def penalised(phase: Phase) -> bool:

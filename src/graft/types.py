@@ -228,7 +228,7 @@ class Chain:
     """Text of each thought."""
 
     answer: str | None
-    """Text of the answer segment; None where the chain has not come to it: it still grows, or was cut off before."""
+    """Text of the answer segment; None where the chain has not come to it: it still grows, or was cut off."""
 
     spans: tuple[Tokens, ...]
     """Token ids of each thought, and then of the answer if there is one."""

@@ -239,7 +239,7 @@ def scorings(
     if not isinstance(settings, Sampled):
         return 0.0, 0.0
     penalised = settings.kl.coefficient != 0
-    on_rollout = getattr(settings.kl, "anchor", "initial") == "rollout"
+    on_rollout = settings.kl.anchor == "rollout"
     reported = 0.0
     if config.report.kl_every:
         reported = (steps // config.report.kl_every) / steps
@@ -253,7 +253,7 @@ def scorings(
 def scored_share(settings: Sampled) -> float:
     """Share of the steps that ask the policy that sampled for its log-probabilities, reports apart: all where several
     updates, a value model or the anchor need them, otherwise those whose weights are older."""
-    on_rollout = settings.kl.coefficient != 0 and getattr(settings.kl, "anchor", "initial") == "rollout"
+    on_rollout = settings.kl.coefficient != 0 and settings.kl.anchor == "rollout"
     if needs_appraisal(settings) or settings.updates > 1 or on_rollout:
         return 1.0
     return (settings.refresh_every - 1) / settings.refresh_every

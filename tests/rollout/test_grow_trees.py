@@ -18,7 +18,7 @@ from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.llama_decoder import LlamaDecoder
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.rollout.torch_engine import TorchEngine
-from graft.tree import ROOT, Grown, Kind, Tree
+from graft.tree import ROOT, Grown, Tree
 from graft.types import Prompt, Purpose, StopReason
 from tests.conftest import build_tiny_config
 
@@ -40,9 +40,6 @@ class EveryThird:
     def fork(self) -> EveryThird:
         return EveryThird(tuple(self.fed))
 
-    def last_kind(self, stop: StopReason | None) -> Kind:
-        return Kind.THOUGHT if stop in (StopReason.CUT, StopReason.LENGTH) else Kind.ANSWER
-
 
 class AfterFourths:
     """A boundary after every token whose number is divided by 4: siblings end at different times."""
@@ -52,9 +49,6 @@ class AfterFourths:
 
     def fork(self) -> AfterFourths:
         return AfterFourths()
-
-    def last_kind(self, stop: StopReason | None) -> Kind:
-        return Kind.THOUGHT
 
 
 @pytest.fixture(scope="module")

@@ -37,10 +37,6 @@ class Cutting(Protocol):
         """A second path that goes on from here."""
         ...
 
-    def last_kind(self, stop: StopReason | None) -> Kind:
-        """What the newest segment is if it stops so."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -312,17 +308,13 @@ def _add_group(tree: Tree, parent: int, group: _Group) -> list[int]:
     """Hang the candidates of a complete group below a node."""
     number = tree.new_group()
     nodes = []
-    for candidate, segment in _segments(group):
-        if candidate.cutting is not None:
-            kind = candidate.cutting.last_kind(segment.stop)
-        else:
-            kind = Kind.ANSWER if segment.stop is StopReason.EOS else Kind.THOUGHT
+    for _, segment in _segments(group):
         node = tree.add(
             parent,
             segment.tokens,
             segment.logprobs,
             group=number,
-            kind=kind,
+            kind=Kind.ANSWER if segment.stop is StopReason.EOS else Kind.THOUGHT,
             stop=segment.stop,
             kept=segment.kept,
         )

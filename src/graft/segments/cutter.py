@@ -3,7 +3,6 @@
     cutting = cutter.begin(prompt.tokens)
     for token, logprob in ...:
         boundary = cutting.feed(token, logprob)     # does a boundary lie after this token?
-    cutting.last_kind(stop)                         # thought or answer: what the last segment is
 
 Thoughts end with the closing tag. Without tags they end before the segment in which the answer marker is completed.
 A boundary is known before the next token is drawn, which settles the rest:
@@ -12,8 +11,8 @@ A boundary is known before the next token is drawn, which settles the rest:
   begins with the next token; the tag belongs to the thought before it.
 - Segments without a letter or digit (white space, rules, tags) get no boundary: they join the following segment. So a
   closing tag on a line of its own joins the answer, for the thought before it is over by then.
-- A completion that ends by itself has an answer: its last segment, marker or not. One that was cut off has an answer
-  segment only if it had come to it.
+- A completion that ends by itself has an answer: its last segment, marker or not. One that was cut off has none: what
+  it had begun of an answer is its last thought.
 """
 
 from __future__ import annotations
@@ -68,7 +67,8 @@ class Cutter:
             if cutting.feed(token, None if logprobs is None else float(logprobs[place - 1]))
         ]
         starts = [place for place in after if place < len(tokens)]
-        return starts, [Kind.THOUGHT] * len(starts) + [cutting.last_kind(stop)]
+        last = Kind.THOUGHT if stop is StopReason.LENGTH else Kind.ANSWER
+        return starts, [Kind.THOUGHT] * len(starts) + [last]
 
 
 class Cutting:
@@ -84,31 +84,12 @@ class Cutting:
         self.answering = False
         """Whether the current segment is the answer: no boundary comes any more."""
 
-        self._at_boundary = False
-
     def feed(self, token: int, logprob: float | None) -> bool:
         """Take the next token; whether a boundary lies after it.
 
         Raises:
             DataError: the rule needs a log-probability and there is none.
         """
-        self._at_boundary = self._take(token, logprob)
-        return self._at_boundary
-
-    def last_kind(self, stop: StopReason | None) -> Kind:
-        """What the segment of the newest token is if the path stops with it; None: a worked example's end."""
-        unfinished = stop in (StopReason.LENGTH, StopReason.CUT)
-        return Kind.THOUGHT if unfinished and (self._at_boundary or not self.answering) else Kind.ANSWER
-
-    def fork(self) -> Cutting:
-        """A second completion that goes on from here."""
-        other = Cutting(self._cutter, opened=self._tagged)
-        other._stream = self._stream.fork()
-        other._before, other._text, other._logprobs = self._before, self._text, list(self._logprobs)
-        other.answering, other._at_boundary = self.answering, self._at_boundary
-        return other
-
-    def _take(self, token: int, logprob: float | None) -> bool:
         if self.answering:
             return False
         cutter, fresh = self._cutter, len(self._text)
@@ -123,6 +104,14 @@ class Cutting:
             return False
         end = cutter.rule(SegmentSoFar(self._text, fresh, len(self._logprobs), self._logprobs))
         return end is not None and self._ends_at(end)
+
+    def fork(self) -> Cutting:
+        """A second completion that goes on from here."""
+        other = Cutting(self._cutter, opened=self._tagged)
+        other._stream = self._stream.fork()
+        other._before, other._text, other._logprobs = self._before, self._text, list(self._logprobs)
+        other.answering = self.answering
+        return other
 
     def _completed(self, spelling: str, fresh: int) -> bool:
         """Whether a spelling ends among the newest characters."""
