@@ -188,7 +188,10 @@ def test_curves_of_one_chart_have_names_and_colours_of_their_own(browser: Browse
         "[...document.querySelectorAll('.chart')].find((each) => "
         "each.querySelector('.term').textContent === 'Critic scores')"
     )
-    assert page.ask(f"{chart}.querySelector('.readout').innerText") == "S 7.5\nP 6.25 · G 5.5 · step\u00a01"
+    assert (
+        page.ask(f"{chart}.querySelector('.readout').innerText")
+        == "S\u00a07.5\nP\u00a06.25 · G\u00a05.5 · step\u00a01"
+    )
     strokes = page.ask(f"[...{chart}.querySelectorAll('.line')].map((each) => getComputedStyle(each).stroke)")
     keys = page.ask(
         f"[...{chart}.querySelectorAll('.key')].map((each) => getComputedStyle(each).backgroundColor)"

@@ -101,7 +101,7 @@ ALGORITHMS = {
         "name": "grft",
         "group_size": None,
         "shape": "tree",
-        "branching": [2, 2, 2],
+        "branching": [3, 2],
         "score": "mixed",
         "segments": {"cutter": "tokens:4"},
         "critic": {"type": "function", "function": "grader.py:critic"},

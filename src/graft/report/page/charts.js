@@ -254,7 +254,7 @@ class Chart {
     const values = found.map((point, index) => {
       if (!point) return "";
       const value = formatValue(point.value, this.spec.unit);
-      return found.length > 1 ? `${this.spec.labels[index]} ${value}` : value;
+      return found.length > 1 ? `${this.spec.labels[index]}\u00a0${value}` : value;
     });
     const small = html("small", "");
     values.slice(1).forEach((value, index) => small.append(html("span", `key${SERIES[index + 1]}`), value, " · "));
