@@ -196,9 +196,11 @@ class Watched(HuggingFaceDecoder):
         self.room, self.used = slots, set[int]()
         return super().begin(prefixes, slots, max_new_tokens)
 
-    def step(self, slots: np.ndarray, *rest: Any) -> torch.Tensor:
+    def step(
+        self, slots: np.ndarray, prefixes: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
+    ) -> torch.Tensor:
         self.used |= set(slots.tolist())
-        return super().step(slots, *rest)
+        return super().step(slots, prefixes, tokens, lengths)
 
 
 @pytest.mark.parametrize("slots", [12, 30, 90])
