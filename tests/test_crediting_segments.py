@@ -9,7 +9,8 @@ import pytest
 
 from graft.algorithm_settings import RFT, ProcessGRPO, Rewards
 from graft.crediting import Evidence
-from graft.crediting_segments import correlation, credit_process, credit_segments
+from graft.crediting_facts import correlation
+from graft.crediting_segments import credit_process, credit_segments
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Appraisal, Critique, Grade, Outcome
 from tests.test_algorithms import flat, group
@@ -54,6 +55,8 @@ def test_segments_by_hand():
     )
     assert credit.details[0][3] == {"R": 10, "V": 2, "Y": 10, "A": 8}
     assert credit.facts["segments_per_completion"] == 3
+    assert credit.facts["standardised_thought_mean"] == pytest.approx(0.0)
+    assert credit.facts["standardised_thought_absolute_mean"] == pytest.approx(1.0)
 
 
 def test_shared_overall_and_whitening_over_the_batch():
@@ -136,7 +139,9 @@ def test_what_is_reported_of_critic_and_values():
             "segments_per_completion": 2.0,
             "critic_thought_mean": 16 / 3,
             "critic_progress_mean": 11 / 3,
+            "critic_overall_mean": 5.0,
             "standardised_thought_mean": 0.0,
+            "standardised_thought_absolute_mean": 0.0,
             "progress_effect_mean": 0.0,
             "critic_agreement": 1.0,  # means 8 and 4, grades 1 and 0
             "value_explained_variance": 1 - unexplained,
@@ -178,7 +183,8 @@ def test_process_supervision_by_hand():
     critiques = {three: Critique(10.0, (10.0, 0.0), (0.0, 0.0)), five: Critique(0.0, (4.0,), (0.0,))}
     grades = {three: Grade(1.0), five: Grade(0.0)}
     evidence = Evidence([tree], [grades], critiques=[critiques])
-    [own] = credit_process(evidence, ProcessGRPO(scale="none")).trees
+    credit = credit_process(evidence, ProcessGRPO(scale="none"))
+    [own] = credit.trees
     # 5.2, -4.8, 5.2 and -0.8, -4.8; both completions have 4 tokens
     assert {n: a[0] for n, a in own.advantages.items()} == pytest.approx(
         {one: 5.6, two: 0.4, three: 5.2, four: -5.6, five: -4.8}
@@ -186,9 +192,21 @@ def test_process_supervision_by_hand():
     assert {n: w.tolist() for n, w in own.weights.items()} == {
         n: [1 / 8] * len(tree.nodes[n]) for n in (one, two, three, four, five)
     }
+    # thoughts' means 5 and 4, grades 1 and 0
+    assert credit.facts == pytest.approx(
+        {
+            "segments_per_completion": 2.5,
+            "critic_thought_mean": 14 / 3,
+            "critic_overall_mean": 5.0,
+            "critic_agreement": 1.0,
+        }
+    )
     alike = {leaf: Critique(5.0, (5.0,) * len(c.thoughts), c.progress) for leaf, c in critiques.items()}
     nothing = credit_process(Evidence([tree], [grades], critiques=[alike]), ProcessGRPO())
     assert (nothing.groups, nothing.groups_with_signal, flat(nothing.trees[0])) == (1, 0, {})
+    assert "critic_agreement" not in nothing.facts
+    ungraded = dict.fromkeys(grades, Grade(None, Outcome.CRASHED))
+    assert credit_process(Evidence([tree], [ungraded], critiques=[critiques]), ProcessGRPO()).facts == {}
 
 
 def test_correlation():

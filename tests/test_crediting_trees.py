@@ -246,6 +246,55 @@ def test_mixed_scores_are_a_weighted_sum():
     assert [credit.details[0][n]["value"] for n in (1, 2, 3, 4)] == pytest.approx([0.875, -0.5, 7.75, 0.0])
 
 
+def test_what_is_reported_of_a_tree_and_its_critic():
+    """The first thought has S 10, the second 2. Paths: means 10, 10, 2, 2 and grades 1, 0, 1, 1, whose correlation is
+    -4 / √(64 · 3/4)."""
+    tree, leaves = two_by_two()
+    grades = dict(zip(leaves, map(Grade, (1.0, 0.0, 1.0, 1.0)), strict=True))
+    critiques = {
+        leaf: Critique(10 * (grades[leaf].score or 0.0), (10.0 if leaf < 5 else 2.0,), (5.0,))
+        for leaf in leaves
+    }
+    settings = GRFT(shape="tree", score="mixed", rewards=ThoughtRewards(**CRITIC))
+    credit = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), settings)
+    assert credit.facts == pytest.approx(
+        {
+            "nodes_per_tree": 6.0,
+            "segments_per_completion": 2.0,
+            "critic_thought_mean": 6.0,
+            "critic_progress_mean": 5.0,
+            "critic_overall_mean": 7.5,
+            "standardised_thought_mean": 0.0,
+            "standardised_thought_absolute_mean": 1.0,
+            "progress_effect_mean": 0.0,
+            "critic_agreement": -1 / 3**0.5,
+        }
+    )
+    assert "critic_overall_mean" not in credit_siblings(Evidence([tree], [grades]), OUTCOME).facts
+
+
+def test_the_agreement_with_the_grader_is_that_of_paths_that_have_ended():
+    """A chain: behind a thought of S 10 a right answer, a wrong one, a thought that goes on, and one of S 0 that the
+    limit cut off. Means 10, 10 and 5, grades 1, 0 and 0: (5/3) / √(50/3 · 2/3) = 1/2."""
+    tree = Tree(group(1).prompt)
+    first = add_segment(tree, ROOT, 1, tree.new_group(), Kind.THOUGHT)
+    below = tree.new_group()
+    right, wrong, on = (
+        add_segment(tree, first, 1, below, kind) for kind in (Kind.ANSWER, Kind.ANSWER, Kind.THOUGHT)
+    )
+    over = tree.add(first, [5], [-1.0], group=below, kind=Kind.THOUGHT, stop=StopReason.LENGTH)
+    critiques = {
+        right: Critique(10.0, (10.0,), (5.0,)),
+        wrong: Critique(0.0, (10.0,), (5.0,)),
+        on: Critique(None, (10.0, 10.0), (5.0, 5.0)),
+        over: Critique(0.0, (10.0, 0.0), (5.0, 5.0)),
+    }
+    grades = {right: Grade(1.0), wrong: Grade(0.0), over: Grade(0.0)}
+    facts = credit_siblings(Evidence([tree], [grades], critiques=[critiques]), GRFT()).facts
+    assert facts["critic_agreement"] == pytest.approx(0.5)
+    assert facts["critic_overall_mean"] == pytest.approx(10 / 3)
+
+
 def test_nothing_to_compare():
     tree, leaves = two_by_two()
     failed = dict.fromkeys(leaves, Grade(None, Outcome.CRASHED))

@@ -33,6 +33,8 @@ CAPPED_ONLY = {"engine_weight_cap": 2.0}
 EXACT = {"kl": {"coefficient": 0.1, "estimator": "exact"}}
 CLIPPED = {"clip": {"low": 0.05, "high": 0.05, "dual": 3.0}, "value": {"clip": 0.1}}
 
+EXACTLY = Precision("exact", torch.device("cpu"))
+
 CASES: dict[str, list[dict[str, Any]]] = {
     "reinforce": [{}, IN_LOSS | CAPPED],
     "rloo": [{}, IN_LOSS | {"clip": {"dual": 1.5}}],
@@ -46,6 +48,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         CAPPED | {"kl": {"coefficient": 0.2}, "whiten": False, "value": {"coefficient": 0.5}},
         {"kl": {"coefficient": 0.2, "estimator": "exact"}},
         {"kl": {"coefficient": 0.2, "estimator": "exact", "place": "loss"}},
+        {"value": {"trunk": "separate", "coefficient": 0.5}, "clip": {"low": 0.05, "high": 0.05}},
     ],
     "rft": [
         {},
@@ -171,17 +174,37 @@ def answered(tree: Tree) -> Tree:
     return again
 
 
+def value_model(folder: str, trunk: str) -> ValueModel:
+    """With a head made up, and a trunk of its own that is not the policy's any more."""
+    numbers, own = torch.Generator().manual_seed(0), None
+    if trunk == "separate":
+        own = PolicyForward(load(folder, torch.float64), EXACTLY).model.get_decoder()
+        with torch.no_grad():
+            for parameter in own.parameters():
+                parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=numbers))
+    value = ValueModel(32, trunk=own, dtype=torch.float64, device=torch.device("cpu"))
+    torch.nn.init.normal_(value.head.weight, generator=numbers)
+    return value
+
+
 def step(
-    folder: str, name: str, settings: Any, evidence: Evidence, credits: Sequence[Credit], budget: int
+    folder: str,
+    name: str,
+    settings: Any,
+    evidence: Evidence,
+    credits: Sequence[Credit],
+    budget: int,
+    *,
+    valued: bool = True,
 ) -> tuple[StepResult, torch.Tensor]:
-    """The result and the gradient, as the distance that plain gradient descent goes."""
+    """The result and the gradient, as the distance that plain gradient descent goes: of the policy, then of the value
+    model, without which an algorithm that has one trains if not `valued`."""
     model = load(folder, torch.float64)
     value = term = None
-    if hasattr(settings, "value"):
+    if valued and hasattr(settings, "value"):
         term = ValueTerm(settings.value.coefficient, settings.value.clip)
-        value = ValueModel(32, trunk=None, dtype=torch.float64, device=torch.device("cpu"))
-        torch.nn.init.normal_(value.head.weight, generator=torch.Generator().manual_seed(0))
-    forward = PolicyForward(model, Precision("exact", torch.device("cpu")), value)
+        value = value_model(folder, settings.value.trunk)
+    forward = PolicyForward(model, EXACTLY, value)
     parameters = {POLICY: list(model.parameters()), VALUE: [] if value is None else list(value.parameters())}
     groups = [{"name": key, "params": own} for key, own in parameters.items() if own]
     exact = isinstance(settings, Sampled) and settings.kl.in_loss and settings.kl.estimator == "exact"
@@ -242,6 +265,21 @@ def test_no_packing_changes_the_gradient(tiny_model_folder, name, changes):
     assert relative(alone, gradient) <= 1e-10
 
 
+def test_the_trunk_of_the_values_has_a_gradient_of_its_own(tiny_model_folder):
+    """The case above holds for policy and value model together: neither part of the gradient is nothing beside the
+    other, and the policy's is the same without the value model."""
+    rng = np.random.default_rng(3)
+    settings = settings_of("ppo", {"value": {"trunk": "separate", "coefficient": 0.5}})
+    evidence = evidence_of([random_group(rng, row=i, vocabulary=6) for i in range(3)], rng)
+    credits = ALGORITHMS["ppo"].credit(evidence, settings).trees
+    _, both = step(tiny_model_folder, "ppo", settings, evidence, credits, 40)
+    _, alone = step(tiny_model_folder, "ppo", settings, evidence, credits, 40, valued=False)
+    policy, value = both.split([len(alone), len(both) - len(alone)])
+    assert relative(policy, alone) <= 1e-10
+    trunk, head = value.split([len(value) - 33, 33])
+    assert min(policy.norm(), trunk.norm(), head.norm()) > 0.01 * both.norm()
+
+
 def sum_over_samples(
     folder: str, name: str, settings: Any, evidence: Evidence, credits: Sequence[Credit]
 ) -> torch.Tensor:
@@ -300,6 +338,61 @@ def test_grft_flattened(tiny_model_folder):
     assert result.loss == pytest.approx(whole.loss, rel=1e-10)
     assert relative(other, gradient) <= 1e-10
     assert whole.tokens_computed < result.tokens_computed
+
+
+@pytest.mark.parametrize("ratio", ["token", "segment_mean", "segment"])
+def test_a_chain_of_grft_trains_as_a_path_of_rft(tiny_model_folder, ratio):
+    """Given the same advantages of nodes, and without value loss and penalties: same weights, loss and gradient."""
+    rng = np.random.default_rng(5)
+    same = {"ratio": ratio, "clip": {"low": 0.1, "high": 0.1}}
+    rft = settings_of("rft", same | {"kl": {"coefficient": 0.0}})
+    grft = settings_of("grft", same | {"shape": "tree", "score": "outcome"})
+    # a node without siblings has nothing to compare with; only a penalty keeps it in the batch
+    penalised = settings_of("grft", {"shape": "tree", "score": "outcome", "kl": {"coefficient": 0.1}})
+    trees = [lone_chain(random_group(rng, row=i)) for i in range(4)]
+    evidence = evidence_of(trees, rng)
+    drawn = [{n: rng.normal() for n in range(1, len(tree))} for tree in trees]
+    of_rft = with_advantages(ALGORITHMS["rft"].credit(evidence, rft).trees, drawn)
+    of_grft = with_advantages(ALGORITHMS["grft"].credit(evidence, penalised).trees, drawn)
+    for own, others in zip(of_rft, of_grft, strict=True):
+        assert {n: w.tolist() for n, w in own.weights.items()} == {
+            n: w.tolist() for n, w in others.weights.items()
+        }
+    one, first = step(tiny_model_folder, "rft", rft, evidence, of_rft, 40, valued=False)
+    other, second = step(tiny_model_folder, "grft", grft, evidence, of_grft, 40)
+    assert 0 < one.facts["clipped_share"] < 1
+    for name in ("clipped_share", *(() if ratio == "token" else ("segments_clipped_share",))):
+        assert one.facts[name] == other.facts[name]
+    assert ("segments_clipped_share" in one.facts) == (ratio != "token")
+    assert one.loss == pytest.approx(other.loss, rel=1e-12)
+    assert first.norm() > 1e-3
+    assert relative(second, first) <= 1e-12
+
+
+def lone_chain(tree: Tree) -> Tree:
+    """The longest completion alone: thoughts of two tokens and an answer, each in a group of its own."""
+    node, chain, parent = max(tree.nodes[1:], key=len), Tree(tree.prompt), 0
+    for a in range(0, len(node), 2):
+        last = a + 2 >= len(node)
+        parent = chain.add(
+            parent,
+            node.tokens[a : a + 2],
+            node.engine_logprobs[a : a + 2],
+            group=chain.new_group(),
+            kind=Kind.ANSWER if last else Kind.THOUGHT,
+            stop=StopReason.EOS if last else StopReason.CUT,
+        )
+    return chain
+
+
+def with_advantages(credits: Sequence[Credit], advantages: Sequence[dict[int, float]]) -> list[Credit]:
+    """Each node's tokens with the node's advantage, weights as they are; no values."""
+    return [
+        Credit(
+            {n: np.full(len(w), own[n], dtype=np.float32) for n, w in credit.weights.items()}, credit.weights
+        )
+        for credit, own in zip(credits, advantages, strict=True)
+    ]
 
 
 def only_last(credit: Credit, node: int) -> Credit:

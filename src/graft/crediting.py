@@ -126,11 +126,11 @@ def scored_samples(evidence: Evidence) -> list[ScoredSample]:
 
 def judged_completions(evidence: Evidence) -> Iterator[tuple[int, list[int], Critique]]:
     """Tree, segments and critique of every completion that has a grade and a critique, tree by tree. The others have no
-    part in anything."""
+    part in anything, nor have paths that were cut and not gone on with."""
     known = zip(evidence.trees, evidence.grades, evidence.critiques, strict=True)
     for index, (tree, grades, critiques) in enumerate(known):
         for leaf, critique in critiques.items():
-            if grades[leaf].score is not None and critique.scored:
+            if leaf in grades and grades[leaf].score is not None and critique.scored:
                 yield index, tree.path(leaf)[1:], critique
 
 

@@ -20,6 +20,7 @@ from graft.credit.group import process_advantages, without_signal
 from graft.credit.rewards import SegmentRewards, chain_rewards
 from graft.credit.whiten import whiten
 from graft.crediting import Evidence, ScoredSample, StepCredit, give, judged_completions, reduction_weights
+from graft.crediting_facts import completion_facts
 from graft.objective.reduce import segment_sum_weights
 from graft.objective.value import explained_variance
 from graft.tree import Kind
@@ -124,7 +125,9 @@ def credit_process(evidence: Evidence, settings: ProcessGRPO) -> StepCredit:
             length = len(evidence.trees[tree].nodes[node])
             give(credits[tree], node, np.full(length, advantage), weights[owner])
     with_signal = len(set(groups[~idle].tolist()))
-    return StepCredit(credits, len(numbering), with_signal, denominators, details=details)
+    return StepCredit(
+        credits, len(numbering), with_signal, denominators, facts=completion_facts(evidence), details=details
+    )
 
 
 def _tokens(evidence: Evidence, tree: int, nodes: Sequence[int]) -> int:
@@ -194,30 +197,14 @@ def _numbers(chain: JudgedChain, k: int) -> dict[str, float]:
 
 def _facts(evidence: Evidence, chains: Sequence[JudgedChain]) -> dict[str, float]:
     """Metrics of segments and critic."""
-    facts = {"segments_per_completion": fmean(len(chain.nodes) for chain in chains)}
+    facts = completion_facts(evidence)
     thoughts = [chain for chain in chains if chain.critique.thoughts]
-    if not thoughts:
-        return facts
-    facts |= {
-        "critic_thought_mean": fmean(s for c in thoughts for s in c.critique.thoughts),
-        "critic_progress_mean": fmean(p for c in thoughts for p in c.critique.progress),
-        "standardised_thought_mean": fmean(torch.cat([c.rewards.standardised for c in thoughts]).tolist()),
-        "progress_effect_mean": fmean(torch.cat([c.rewards.effect for c in thoughts]).tolist()),
-    }
-    means = [fmean(chain.critique.thoughts) for chain in thoughts]
-    scores = [_score(evidence, chain) for chain in thoughts]
-    agreement = correlation(means, scores)
-    return facts if agreement is None else {**facts, "critic_agreement": agreement}
-
-
-def _score(evidence: Evidence, chain: JudgedChain) -> float:
-    score = evidence.grades[chain.tree][chain.nodes[-1]].score
-    assert score is not None
-    return float(score)
-
-
-def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Pearson's, or None where one of them does not vary."""
-    if len(one) < 2 or min(one) == max(one) or min(other) == max(other):
-        return None
-    return float(np.corrcoef(one, other)[0, 1])
+    if thoughts:
+        standardised = torch.cat([c.rewards.standardised for c in thoughts])
+        facts |= {
+            "critic_progress_mean": fmean(p for c in thoughts for p in c.critique.progress),
+            "standardised_thought_mean": fmean(standardised.tolist()),
+            "standardised_thought_absolute_mean": fmean(standardised.abs().tolist()),
+            "progress_effect_mean": fmean(torch.cat([c.rewards.effect for c in thoughts]).tolist()),
+        }
+    return facts

@@ -13,6 +13,7 @@ from graft.algorithm_settings import GRFT, ThoughtRewards
 from graft.credit.group import group_relative_advantages, without_signal
 from graft.credit.rewards import answer_reward, sibling_rewards
 from graft.crediting import Evidence, StepCredit
+from graft.crediting_facts import critic_facts
 from graft.objective.reduce import tree_weights
 from graft.tree import ROOT, Kind, Tree
 from graft.types import Credit, Critique, Grade
@@ -226,6 +227,7 @@ def _facts(evidence: Evidence, nodes: Sequence[ScoredNode]) -> dict[str, float]:
             "critic_thought_mean": fmean(own["S"] for own in thoughts),
             "critic_progress_mean": fmean(own["P"] for own in thoughts),
             "standardised_thought_mean": fmean(own["Ŝ"] for own in thoughts),
+            "standardised_thought_absolute_mean": fmean(abs(own["Ŝ"]) for own in thoughts),
             "progress_effect_mean": fmean(own["Q"] for own in thoughts),
         }
-    return facts
+    return facts | critic_facts(evidence)

@@ -91,14 +91,22 @@ def loss_segments(tokens: TokenBatch, settings: RFT) -> TokenLoss:
     clipped = _clipped(replace(tokens, advantages=advantages), settings.clip, ratio=settings.ratio)
     # a token weighs 1/N_k of its segment, and the deck's penalty is a sum over the segment's tokens
     loss = _with_regularisers(clipped, tokens, settings, times=node_lengths(tokens.nodes))
-    return TokenLoss(
-        loss.per_token, {**loss.facts, "segments_clipped_share": clipped.was_clipped[firsts].float()}
-    )
+    return _with_segments_clipped(loss, clipped, tokens.nodes, settings.ratio)
 
 
 def loss_nodes(tokens: TokenBatch, settings: GRFT) -> TokenLoss:
     """Clipped surrogate with the ratio of each token or of each node."""
-    return _with_regularisers(_clipped(tokens, settings.clip, ratio=settings.ratio), tokens, settings)
+    clipped = _clipped(tokens, settings.clip, ratio=settings.ratio)
+    loss = _with_regularisers(clipped, tokens, settings)
+    return _with_segments_clipped(loss, clipped, tokens.nodes, settings.ratio)
+
+
+def _with_segments_clipped(loss: TokenLoss, clipped: ClippedLoss, nodes: Tensor, ratio: str) -> TokenLoss:
+    """Counts segments that the clip stopped, where a segment has one ratio: all of its tokens are stopped, or none."""
+    if ratio == "token":
+        return loss
+    share = clipped.was_clipped[first_tokens(nodes)].float()
+    return TokenLoss(loss.per_token, {**loss.facts, "segments_clipped_share": share})
 
 
 def _clipped(tokens: TokenBatch, clip: Clip, *, ratio: str = "token") -> ClippedLoss:

@@ -271,13 +271,15 @@ UNUSUAL: dict[str, dict[str, Any]] = {
     "grpo": {"max_sampling_rounds": 2, "updates_per_batch": 2},
     "ppo": {"kl": {"coefficient": 0.1, "target": 1.0}, "minibatches": 2},
     "rft": {"critic": {"type": "monte_carlo"}, "segments": {"cutter": "tokens:4"}, "updates_per_batch": 2},
+    "grft": {"ratio": "segment", "segments": {"cutter": "tokens:4"}, "updates_per_batch": 2},
 }
 """Settings under which more is recorded than by default."""
 
 ALSO = {
     "grpo": {"sampling_rounds", "groups_discarded", "tokens_discarded", "kl_to_initial"},
     "ppo": {"kl_per_completion", "kl_coefficient", "kl_to_initial"},
-    "rft": {"critic_tokens_sampled", "critic_agreement", "kl_to_initial"},
+    "rft": {"critic_tokens_sampled", "critic_agreement", "segments_clipped_share", "kl_to_initial"},
+    "grft": {"segments_clipped_share", "kl_to_initial"},
 }
 
 OF_GRADERS = {"part_<name>_mean", "grading_<name>_count", "judge_prompt_tokens", "judge_completion_tokens"}

@@ -51,7 +51,17 @@ steps = 10
 """
 
 
-THOUGHT_METRICS = {"segments_per_completion": 4.5, "critic_agreement": 0.75, "value_explained_variance": 0.25}
+THOUGHT_METRICS = {
+    "segments_per_completion": 4.5,
+    "critic_thought_mean": 7.5,
+    "critic_progress_mean": 6.25,
+    "critic_overall_mean": 5.5,
+    "standardised_thought_absolute_mean": 0.625,
+    "progress_effect_mean": -0.125,
+    "critic_agreement": 0.75,
+    "segments_clipped_share": 0.125,
+    "value_explained_variance": 0.25,
+}
 """Metrics that only methods with thoughts record."""
 
 

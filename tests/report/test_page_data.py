@@ -33,9 +33,27 @@ def test_a_chart_needs_a_value_and_the_loss_of_reinforcement_is_none(tmp_path: P
 def test_charts_of_thoughts_come_where_they_were_measured(tmp_path: Path):
     folder = write_trees(tmp_path / "run", [], [])
     titles = [chart["title"] for chart in charts(read_run(folder, max_trees=9))]
-    assert titles == ["Reward", "Segments a completion", "Critic and grader", "Value model"]
+    assert titles == [
+        "Reward",
+        "Segments a completion",
+        "Critic scores",
+        "Reward parts",
+        "Critic and grader",
+        "Segments clipped",
+        "Value model",
+    ]
     plain = read_run(write_run(tmp_path / "plain", steps=2), max_trees=9)
     assert not {chart["title"] for chart in charts(plain)} & set(titles[1:])
+
+
+def test_metrics_of_one_chart_are_told_apart(tmp_path: Path):
+    for title in chart_titles():
+        labels = [metric.label for metric in METRICS.values() if metric.chart == title]
+        assert len(labels) <= 3
+        assert len(labels) == 1 or (len(set(labels)) == len(labels) and all(labels))
+    shared = charts(read_run(write_trees(tmp_path / "run", [], []), max_trees=9))[2]
+    assert shared["metrics"] == ["critic_thought_mean", "critic_progress_mean", "critic_overall_mean"]
+    assert shared["labels"] == ["S", "P", "G"]
 
 
 def test_the_page_explains_the_numbers_that_it_shows(tmp_path: Path):

@@ -182,6 +182,25 @@ def test_a_segment_is_coloured_by_sign_and_strength_beside_the_largest_of_its_sa
     assert edges == ["solid", "double", "solid", "solid"]
 
 
+def test_curves_of_one_chart_have_names_and_colours_of_their_own(browser: Browser, thoughts: Path):
+    page = browser.open(thoughts)
+    chart = (
+        "[...document.querySelectorAll('.chart')].find((each) => "
+        "each.querySelector('.term').textContent === 'Critic scores')"
+    )
+    assert (
+        page.ask(f"{chart}.querySelector('.readout').innerText")
+        == "S\u00a07.5\nP\u00a06.25 · G\u00a05.5 · step\u00a01"
+    )
+    strokes = page.ask(f"[...{chart}.querySelectorAll('.line')].map((each) => getComputedStyle(each).stroke)")
+    keys = page.ask(
+        f"[...{chart}.querySelectorAll('.key')].map((each) => getComputedStyle(each).backgroundColor)"
+    )
+    assert strokes == keys
+    assert len(set(strokes)) == 3
+    assert page.problems == []
+
+
 def test_a_failed_critique_is_told_and_its_sample_looks_like_one_without_numbers(
     browser: Browser, thoughts: Path
 ):

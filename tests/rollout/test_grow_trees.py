@@ -183,6 +183,43 @@ def test_the_number_of_slots_changes_nothing(model, shape):
     assert texts(grow(engine_of(model, shape.widest), shape, prompts(5))) == wide
 
 
+class Watched(HuggingFaceDecoder):
+    """Remembers the slots that it was to make room for, and all that it was given a token for."""
+
+    def begin(self, prefixes: Any, slots: int, max_new_tokens: int) -> torch.Tensor:
+        self.room, self.used = slots, set[int]()
+        return super().begin(prefixes, slots, max_new_tokens)
+
+    def step(
+        self, slots: np.ndarray, prefixes: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
+    ) -> torch.Tensor:
+        self.used |= set(slots.tolist())
+        return super().step(slots, prefixes, tokens, lengths)
+
+
+@pytest.mark.parametrize("slots", [12, 30, 90])
+@pytest.mark.parametrize(
+    ("shape", "nodes", "tokens"),
+    [
+        (Shape((3, 2, 2), "all"), 3 + 6 + 12, 12 * 14),
+        (Shape((4,) * 6, "sample"), 4 * 6, 14 + 3 * 6 * 14),
+    ],
+    ids=str,
+)
+def test_limits_while_trees_grow(sharp_model, shape, nodes, tokens, slots):
+    """The formulas of docs/methods/grft.md with completions of 14 tokens, 12 and 4 open paths, five prompts."""
+    decoder = Watched(sharp_model.config, dtype=torch.float32, device=torch.device("cpu"))
+    engine = TorchEngine(decoder, slots=slots, eos_ids=[2, 7])
+    engine.load_weights(sharp_model.state_dict(), 0)
+    trees = grow(engine, shape, prompts(5), begin=lambda _: AfterFourths())
+    assert decoder.room == min(slots, 5 * shape.widest)
+    assert decoder.used <= set(range(decoder.room))
+    assert nodes / 3 < max(map(len, trees)) - 1 <= nodes
+    for tree in trees:
+        assert tree.sampled_tokens <= tokens
+        assert max(map(tree.completion_length, tree.leaves())) <= 14
+
+
 def test_depth_one_is_a_group_of_whole_completions(model):
     engine = engine_of(model, 8)
     [tree] = grow(engine, Shape((6,), "all"), prompts(1))

@@ -97,6 +97,22 @@ ALGORITHMS = {
         "critic": {"type": "function", "function": "grader.py:coarse"},
         "updates_per_batch": 2,
     },
+    "grft-tree": {
+        "name": "grft",
+        "group_size": None,
+        "shape": "tree",
+        "branching": [3, 2],
+        "score": "mixed",
+        "segments": {"cutter": "tokens:4"},
+        "critic": {"type": "function", "function": "grader.py:critic"},
+        "updates_per_batch": 2,
+    },
+    "vineppo": {
+        "name": "vineppo",
+        "group_size": 2,
+        "segments": {"cutter": "tokens:4"},
+        "critic": {"continuations": 2},
+    },
     "sft": {  # a loss that falls by less than a nat is no improvement: training ends after its fourth step
         "name": "sft",
         "worked": "grader.py:worked",

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
         ("auto", "full", "ppo", 6),
         ("auto", "full", "rft", 6),
         ("auto", "full", "grft", 6),
+        ("auto", "full", "grft-tree", 3),
+        ("auto", "full", "vineppo", 3),
         ("auto", "full", "rft-refresh", 6),
         ("generic", "adapter", "grpo-refresh", 4),
         ("auto", "full", "ppo-separate", 4),

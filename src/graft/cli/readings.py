@@ -132,16 +132,29 @@ READINGS = (
     Reading(
         "segments_per_completion",
         "A rise while `held_out_accuracy` stands still is step-count gaming: see the hazards below.",
-        RFT | GRFT,
+        RFT | GRFT | PROCESS_GRPO,
     ),
     Reading(
-        "critic_thought_mean", "Should rise with the reward; alone, the critic is being gamed.", RFT | GRFT
+        "critic_thought_mean",
+        "Should rise with the reward; alone, the critic is being gamed.",
+        RFT | GRFT | PROCESS_GRPO,
     ),
     Reading("critic_progress_mean", "The same of progress.", RFT | GRFT),
     Reading(
+        "critic_overall_mean",
+        "`critic.scale` times `reward_mean`, unless a judge gives G (`critic.overall`): then compare the two.",
+        RFT | GRFT | PROCESS_GRPO,
+    ),
+    Reading(
         "standardised_thought_mean",
         "0 where `rewards.boost` equals `rewards.dampen`; with the defaults 0 or above, since what is below the "
-        "mean counts half. A size, not a goal.",
+        "mean counts half.",
+        RFT | GRFT,
+    ),
+    Reading(
+        "standardised_thought_absolute_mean",
+        "A size, not a goal: how much S moves rewards, beside `progress_effect_mean` and G. Near 0 thoughts that are "
+        "compared have equal scores, or stand alone.",
         RFT | GRFT,
     ),
     Reading(
@@ -154,14 +167,15 @@ READINGS = (
         "critic_agreement",
         "Healthy well above 0. A fall says that what the critic likes is less and less what is right: a share of "
         "verifiable reward, another critic.",
-        RFT,
+        RFT | GRFT | PROCESS_GRPO,
         "Only where both scores vary in the step.",
     ),
     Reading(
         "segments_clipped_share",
         '0 on policy. With several updates and `ratio = "segment"` it is soon large: long segments leave '
-        'the clip range. With `ratio = "token"` it looks at the first token of each segment alone.',
-        RFT,
+        "the clip range.",
+        RFT | GRFT,
+        'Not with `ratio = "token"`.',
     ),
     Reading(
         "nodes_per_tree",

@@ -47,7 +47,7 @@ class Metric:
     """One sentence for people, Markdown."""
 
     chart: str | None = None
-    """Title of the chart that draws it; metrics with the same title share one. None: not drawn."""
+    """Title of the chart that draws it; metrics with the same title share one, three at most. None: not drawn."""
 
     higher_is: Literal["better", "worse"] | None = None
     """None where neither direction is good by itself."""
@@ -63,6 +63,9 @@ class Metric:
 
     text: bool = False
     """Whether its value is a word instead of a number."""
+
+    label: str = ""
+    """What it is called beside the others of its chart."""
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -175,12 +178,49 @@ _DECLARED = (
         "nodes",
         "Mean number of nodes of a tree below its prompt: candidates of all depths.",
     ),
-    Metric("critic_thought_mean", "score", "Mean of the critic's score of a thought, S."),
-    Metric("critic_progress_mean", "score", "Mean of the critic's progress score, P."),
+    Metric(
+        "critic_thought_mean",
+        "score",
+        "Mean of the critic's score of a thought, S.",
+        "Critic scores",
+        special=True,
+        label="S",
+    ),
+    Metric(
+        "critic_progress_mean",
+        "score",
+        "Mean of the critic's progress score, P.",
+        "Critic scores",
+        special=True,
+        label="P",
+    ),
+    Metric(
+        "critic_overall_mean",
+        "score",
+        "Mean over completions of the score of the whole, G.",
+        "Critic scores",
+        special=True,
+        label="G",
+    ),
     Metric(
         "standardised_thought_mean", "", "Mean of Ŝ, boosted or dampened: the thought's part of a reward."
     ),
-    Metric("progress_effect_mean", "", "Mean of Q, the progress's part of a reward."),
+    Metric(
+        "standardised_thought_absolute_mean",
+        "",
+        "Mean of |Ŝ|: the size of the thought's part of a reward.",
+        "Reward parts",
+        special=True,
+        label="|Ŝ|",
+    ),
+    Metric(
+        "progress_effect_mean",
+        "",
+        "Mean of Q, the progress's part of a reward.",
+        "Reward parts",
+        special=True,
+        label="Q",
+    ),
     Metric(
         "critic_agreement",
         "",
@@ -190,7 +230,13 @@ _DECLARED = (
         "better",
         special=True,
     ),
-    Metric("segments_clipped_share", "share", "Share of segments whose gradient the clip stopped."),
+    Metric(
+        "segments_clipped_share",
+        "share",
+        "Share of segments whose gradient the clip stopped, where each segment has one ratio.",
+        "Segments clipped",
+        special=True,
+    ),
     Metric("critic_failed", "completions", "Completions that the critic could not score.", higher_is="worse"),
     Metric("critic_calls", "calls", "Requests that the critic made."),
     Metric(
@@ -261,9 +307,15 @@ _DECLARED = (
         "Mean |old − engine|: log-probabilities of the trainer against those of the engine that sampled.",
         "Engine gap",
         "worse",
+        label="mean",
     ),
     Metric(
-        "engine_gap_max", "nats/token", "Largest |old − engine| of the step's tokens.", "Engine gap", "worse"
+        "engine_gap_max",
+        "nats/token",
+        "Largest |old − engine| of the step's tokens.",
+        "Engine gap",
+        "worse",
+        label="max",
     ),
     # Amounts
     Metric("tokens_sampled", "tokens", "Tokens that the engine drew for the step."),

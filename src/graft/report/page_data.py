@@ -120,7 +120,8 @@ def numbers_shown(run: Run) -> list[str]:
 
 
 def charts(run: Run) -> list[dict[str, Any]]:
-    """The charts that have something to show, in order: title, stage, unit and the metrics they draw."""
+    """The charts that have something to show, in order: title, stage, unit, and the metrics they draw with what each is
+    called there."""
     found = []
     for title in chart_titles():
         for stage in _stages_of(run, title):
@@ -133,6 +134,7 @@ def charts(run: Run) -> list[dict[str, Any]]:
                         "stage": str(stage),
                         "unit": metrics[0].unit,
                         "metrics": [metric.name for metric in metrics],
+                        "labels": [metric.label for metric in metrics],
                     }
                 )
     return found

@@ -32,6 +32,7 @@ const MOMENTS = { before: "before", after_warm_start: "after warm start", during
 const TIME_STEPS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400];
 const SMOOTH_FROM = 30;
 const MARGIN = { top: 12, right: 12, bottom: 38 };
+const SERIES = ["", " second", " third"];
 const charts = [];
 let chosenAxis = "step";
 
@@ -168,11 +169,11 @@ class Chart {
   }
 
   drawSeries(svg, points, index) {
-    const second = index ? " second" : "", finite = points.filter((point) => point.y !== null);
+    const own = SERIES[index], finite = points.filter((point) => point.y !== null);
     const smooth = finite.length >= SMOOTH_FROM;
-    svg.append(element("path", { class: `line${second}${smooth ? " raw" : ""}`, d: this.path(points) }));
-    if (smooth) svg.append(element("path", { class: `line${second}`, d: this.path(runningMean(finite, smoothingWidth(finite.length))) }));
-    else for (const point of finite) svg.append(element("circle", { class: `point${second}`, cx: this.toX(point.x), cy: this.toY(point.y), r: 2.4 }));
+    svg.append(element("path", { class: `line${own}${smooth ? " raw" : ""}`, d: this.path(points) }));
+    if (smooth) svg.append(element("path", { class: `line${own}`, d: this.path(runningMean(finite, smoothingWidth(finite.length))) }));
+    else for (const point of finite) svg.append(element("circle", { class: `point${own}`, cx: this.toX(point.x), cy: this.toY(point.y), r: 2.4 }));
     this.drawBroken(svg, points);
   }
 
@@ -253,10 +254,10 @@ class Chart {
     const values = found.map((point, index) => {
       if (!point) return "";
       const value = formatValue(point.value, this.spec.unit);
-      return found.length > 1 ? `${this.spec.metrics[index].split("_").at(-1)} ${value}` : value;
+      return found.length > 1 ? `${this.spec.labels[index]}\u00a0${value}` : value;
     });
     const small = html("small", "");
-    values.slice(1).forEach((value) => small.append(html("span", "key second"), value, " · "));
+    values.slice(1).forEach((value, index) => small.append(html("span", `key${SERIES[index + 1]}`), value, " · "));
     small.append(this.isEvaluation ? this.interval(lead.index) : "", AXES[this.axis].name(lead.x));
     this.readout.replaceChildren(html("b", found.length > 1 ? "several" : "", ...(found.length > 1 ? [html("span", "key")] : []), values[0]), small);
   }
