@@ -69,6 +69,9 @@ def imports(path: Path, *, at_load: bool = False) -> set[str]:
 
 MODULES = modules()
 
+CREDITING = {"algorithm_settings", "credit", "crediting", "objective", "tree", "types"}
+"""What turns scores into advantages, node by node, may import these."""
+
 LIGHT_CRITICS = [f"critics.{name}" for name in ("settings", "equations", "judge", "grader", "function")]
 """The others sample, or hold a model of their own."""
 
@@ -154,8 +157,9 @@ def test_what_is_below_knows_no_stage(name):
             {"crediting", "crediting_rollouts", "crediting_segments", "crediting_trees", "losses"},
         ),
         ("crediting", {"algorithm_settings", "credit", "objective", "tree", "types"}),
-        ("crediting_segments", {"algorithm_settings", "credit", "crediting", "objective", "tree", "types"}),
-        ("crediting_trees", {"algorithm_settings", "credit", "crediting", "objective", "tree", "types"}),
+        ("crediting_facts", {"crediting", "types"}),
+        ("crediting_segments", CREDITING | {"crediting_facts"}),
+        ("crediting_trees", CREDITING | {"crediting_facts"}),
         (
             "crediting_rollouts",
             {"algorithm_rollouts", "credit", "crediting", "crediting_trees", "types"},

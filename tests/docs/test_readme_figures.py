@@ -98,3 +98,25 @@ def test_figures(words, measured):
     assert [number for number, _ in said] == [
         pytest.approx(own, abs=half) for own, (_, half) in zip(measured, said, strict=True)
     ]
+
+
+LABELS = ["grpo", "reinforce", "dr_grpo", "gspo", "dapo", "rloo", "ppo"]
+"""Rows of the table of `graft compare`, as README has them."""
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_comparison(label):
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    [row] = [line for line in lines if line.startswith(f"| `{label}` |")]
+    folder = ROOT / "benchmarks" / "results" / "token_level" / "runs" / label
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed-*.json"))]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    finals = [100 * run["curve"][-1]["accuracy"] for run in runs]
+    shares = [run["groups_with_signal"] for run in runs if run["groups_with_signal"] is not None]
+    final, signal = row.split("|")[2:4]
+    said = [float(number) for number in re.findall(r"\d+\.\d+", final)]
+    assert said == pytest.approx([sum(finals) / 3, min(finals), max(finals)], abs=0.0501)
+    if shares:
+        assert float(signal.strip(" %")) == pytest.approx(100 * sum(shares) / 3, abs=0.501)
+    else:
+        assert signal.strip() == "–"
