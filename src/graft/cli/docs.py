@@ -12,8 +12,8 @@ from typer.main import get_command
 from graft.cli import settings
 from graft.cli.main import ENVIRONMENT, EXIT_CODES, app
 from graft.cli.method_pages import filled_pages
-from graft.report import metrics
 from graft.report.doctor import diagnosis
+from graft.report.metrics import EVERY_STAGE, METRICS
 
 
 def render_pages() -> Mapping[str, str]:
@@ -21,9 +21,39 @@ def render_pages() -> Mapping[str, str]:
     return {
         "doctor.md": diagnosis.render_markdown(),
         "reference/cli.md": render_commands(),
-        "reference/metrics.md": metrics.render_markdown(),
+        "reference/metrics.md": render_metrics(),
         "reference/settings.md": settings.render_markdown(),
     }
+
+
+def render_metrics() -> str:
+    """The page `docs/reference/metrics.md`."""
+    lines = [
+        "# Metrics",
+        "",
+        "What the records of `metrics.jsonl` hold, one JSON object a line. This page is generated from",
+        "`src/graft/report/metrics.py`. A metric that was not measured is absent, never 0. A value that is",
+        'not finite is written as the text `"NaN"`, `"Infinity"` or `"-Infinity"`.',
+        "",
+        "*Machine* marks what depends on the machine and its load: time and memory. Everything else is equal",
+        "to the bit when a run is resumed or repeated on the same machine.",
+        "",
+        "| Metric | Unit | Recorded in | Higher is | Machine | Meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for metric in METRICS.values():
+        cells = (
+            f"`{metric.name}`",
+            metric.unit,
+            "every record"
+            if metric.stages == EVERY_STAGE
+            else ", ".join(f"`{stage}`" for stage in metric.stages),
+            metric.higher_is or "",
+            "yes" if metric.wall_clock else "",
+            metric.meaning.replace("|", "\\|"),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def render_commands() -> str:

@@ -476,36 +476,6 @@ def format_value(metric: Metric, value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def render_markdown() -> str:
-    """The page `docs/reference/metrics.md`."""
-    lines = [
-        "# Metrics",
-        "",
-        "What the records of `metrics.jsonl` hold, one JSON object a line. This page is generated from",
-        "`src/graft/report/metrics.py`. A metric that was not measured is absent, never 0. A value that is",
-        'not finite is written as the text `"NaN"`, `"Infinity"` or `"-Infinity"`.',
-        "",
-        "*Machine* marks what depends on the machine and its load: time and memory. Everything else is equal",
-        "to the bit when a run is resumed or repeated on the same machine.",
-        "",
-        "| Metric | Unit | Recorded in | Higher is | Machine | Meaning |",
-        "|---|---|---|---|---|---|",
-    ]
-    for metric in METRICS.values():
-        cells = (
-            f"`{metric.name}`",
-            metric.unit,
-            "every record"
-            if metric.stages == EVERY_STAGE
-            else ", ".join(f"`{stage}`" for stage in metric.stages),
-            metric.higher_is or "",
-            "yes" if metric.wall_clock else "",
-            metric.meaning.replace("|", "\\|"),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def _plain(metric: Metric, name: str, value: Any) -> str | int | float:
     value = value.item() if hasattr(value, "item") else value
     if metric.text and isinstance(value, str):
