@@ -120,3 +120,17 @@ def test_comparison(label):
         assert float(signal.strip(" %")) == pytest.approx(100 * sum(shares) / 3, abs=0.501)
     else:
         assert signal.strip() == "–"
+
+
+def test_the_one_seed_of_worked_steps():
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(
+        r"warm start of ([\d.]+) %, GRFT \(chain\) ends at ([\d.]+) % and GRPO at ([\d.]+) %", words
+    )
+    assert said is not None
+    folder = ROOT / "benchmarks" / "results" / "worked_steps" / "runs"
+    chain, grpo = (
+        json.loads((folder / name / "seed-0.json").read_text())["curve"] for name in ("grft_chain", "grpo")
+    )
+    measured = [100 * point["accuracy"] for point in (chain[0], chain[-1], grpo[-1])]
+    assert [float(number) for number in said.groups()] == pytest.approx(measured, abs=0.0501)
