@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from graft.algorithm_settings import SFT
 from graft.config_file import check_config
 from graft.estimate import (
     Critiques,
@@ -15,6 +16,7 @@ from graft.estimate import (
     Memory,
     PhaseWork,
     Sampling,
+    SamplingSpeeds,
     Speeds,
     ValidationWork,
     Workload,
@@ -36,13 +38,13 @@ from graft.workload import (
     share_with_signal,
 )
 
+SAMPLING = SamplingSpeeds(prefill_token=0.001, decode_step=0.1, decode_row=0.01, grade=0.002)
+
 SPEEDS = Speeds(
     start=5.0,
-    prefill_token=0.001,
-    decode_step=0.1,
-    decode_row=0.01,
+    measuring=SAMPLING.scaled(2.0),
+    training=SAMPLING,
     hand_over=0.5,
-    grade=0.002,
     train_token={"warm start": 0.02, "training": 0.01},
     score_token={"warm start": 0.004, "training": 0.003},
     anchor_token=0.005,
@@ -114,7 +116,7 @@ def test_decode_costs_stay_sane(wide, narrow, costs):
 def test_sampling_seconds():
     call = Sampling(prompts=2, samples=2, prompt_tokens=50, lengths=[3, 5])  # 3, 5, 3, 5 in 2 slots
     # 100 prompt tokens; steps: 2+2 beside 4, then 4 more -> 8; rows: 2+4+2+4
-    assert sampling_seconds(call, SPEEDS, slots=2) == pytest.approx(100 * 0.001 + 8 * 0.1 + 12 * 0.01)
+    assert sampling_seconds(call, SAMPLING, slots=2) == pytest.approx(100 * 0.001 + 8 * 0.1 + 12 * 0.01)
     assert call.tokens == 16
 
 
@@ -140,13 +142,13 @@ def test_drawing_seconds():
     batch = Sampling(prompts=2, samples=2, prompt_tokens=50, lengths=[5])
     phase = PhaseWork("training", 7, batch, drawn=True)
     # 100 prompt tokens, 4 steps of 4 rows, 4 grades
-    assert drawing_seconds(phase, SPEEDS, slots=8) == pytest.approx(0.1 + 4 * 0.1 + 16 * 0.01 + 4 * 0.002)
+    assert drawing_seconds(phase, SAMPLING, slots=8) == pytest.approx(0.1 + 4 * 0.1 + 16 * 0.01 + 4 * 0.002)
     rounds = replace(phase, rounds=(2, 1))  # the second: 50 prompt tokens, 4 steps of 2 rows, 2 grades
     more = 0.05 + 4 * 0.1 + 8 * 0.01 + 2 * 0.002
-    assert drawing_seconds(rounds, SPEEDS, slots=8) == pytest.approx(0.1 + 0.4 + 0.16 + 0.008 + more)
+    assert drawing_seconds(rounds, SAMPLING, slots=8) == pytest.approx(0.1 + 0.4 + 0.16 + 0.008 + more)
     assert rounds.sampled_tokens == 3 * 10
     trees = replace(phase, grown=GrownTree(tokens=30, seconds=2.0, paths=5), critiques=Critiques(0.5, 7))
-    assert drawing_seconds(trees, SPEEDS, slots=8) == pytest.approx(2 * (2.0 + 5 * 0.002))
+    assert drawing_seconds(trees, SAMPLING, slots=8) == pytest.approx(2 * (2.0 + 5 * 0.002))
     assert trees.sampled_tokens == 2 * (30 + 7)
     assert trees.batch_tokens == 2 * (50 + 30)
 
@@ -210,7 +212,7 @@ def test_the_whole_estimate():
         {
             "start": 5.0,
             # weights, 1000 prompt tokens, 3 rounds of 10 steps, 200 row steps, 20 grades
-            "measuring before": 0.5 + 1.0 + 3.0 + 2.0 + 0.04,
+            "measuring before": 0.5 + 2 * (1.0 + 3.0 + 2.0) + 0.04,
             "warm start: update": 3 * (120 * 0.02 + 1.0),
             # weights, 200 prompt tokens, 9 steps, 72 row steps, 8 grades
             "training: sampling": 10 * (0.5 + 0.2 + 0.9 + 0.72 + 0.016),
@@ -249,13 +251,18 @@ def plan(tried: Tried | None = None, **settings):
         },
         where="test",
     )
+    phases = phases_of(config, training_rows=100)
     return plan_work(
         config,
-        phases_of(config, training_rows=100),
+        phases,
         prompt_tokens=50,
-        held_out=HeldOut(40, 52, worked_tokens=900),
-        sampled=tried or Tried([30], read_share=0.9, groups=2, groups_with_signal=0),
-        worked=Tried([20], read_share=0.8),
+        held_out=HeldOut(40, 52, worked_tokens=900, lengths=[35]),
+        tried=[
+            Tried([20], read_share=0.8)
+            if isinstance(phase.settings, SFT)
+            else tried or Tried([30], read_share=0.9, groups=2, groups_with_signal=0)
+            for phase in phases
+        ],
         checkpoint_bytes=300,
     )
 
@@ -273,7 +280,7 @@ def test_the_plan_of_a_plain_run():
     assert work.written_bytes == 300
 
 
-def test_a_warm_start_changes_the_lengths_that_follow():
+def test_each_phase_has_completions_of_its_own():
     work = plan(
         warm_start={"worked": "key:w", "steps": 4, "rows_per_step": 6, "validate_every": 3},
         evaluation={"every": 5, "rows": 10, "samples": 2},
@@ -282,12 +289,12 @@ def test_a_warm_start_changes_the_lengths_that_follow():
     warm, training = work.phases
     assert (warm.steps, warm.drawn, warm.trained_share, warm.read_share) == (4, False, 1.0, 0.8)
     assert warm.batch == Sampling(prompts=6, samples=1, prompt_tokens=50, lengths=[20])
-    assert (training.batch.lengths, training.read_share, training.trained_share) == ([20], 0.9, 0.5)
+    assert (training.batch.lengths, training.read_share, training.trained_share) == ([30], 0.9, 0.25)
     assert [(e.name, e.times, e.call.prompts, e.call.samples, e.call.lengths) for e in work.evaluations] == [
-        ("measuring before", 1, 40, 2, [30]),
-        ("measuring after warm start", 1, 40, 2, [20]),
-        ("measuring during training", 1, 10, 2, [20]),  # step 5; step 10 is the last
-        ("measuring after", 1, 40, 2, [20]),
+        ("measuring before", 1, 40, 2, [35]),
+        ("measuring after warm start", 1, 40, 2, [30]),
+        ("measuring during training", 1, 10, 2, [30]),  # step 5; step 10 is the last
+        ("measuring after", 1, 40, 2, [30]),
     ]
     assert work.validations == [ValidationWork("warm start", 3, 900)]  # before, after step 3, after
     assert work.written_bytes == 300 * ((1 + 1) + (1 + 3))  # at steps 3 of 4; 3, 6, 9 of 10; at both ends
@@ -373,7 +380,6 @@ def test_largest_microbatch(budget, tokens):
         ({"algorithm": {"kl": {**KL, "place": "reward"}}}, 1.0),  # no two rewards are equal
         ({"algorithm": {"name": "reinforce"}}, 1.0),  # nobody is compared within a group
         ({"algorithm": {"name": "ppo"}}, 1.0),
-        ({"warm_start": {"worked": "key:w", "steps": 4}}, 0.5),  # what was sampled was another model
     ],
 )
 def test_share_of_groups_that_train(settings, share):

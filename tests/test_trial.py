@@ -33,7 +33,7 @@ CHAINS = {"segments": {"cutter": "tokens:2"}}
 @pytest.fixture
 def task(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": f"{a} + {b} =", "worked": "four 4"} for a in range(1, 5) for b in range(1, 4)]
+    rows = [{"prompt": f"{a} + {b} =", "worked": "4"} for a in range(1, 5) for b in range(1, 4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "grader.py").write_text("def reward(completion, item):\n    return 0.5\n")
 
@@ -153,6 +153,28 @@ def test_supervised_training_and_its_validation(task):
     measured = records(Path(config.run), "evaluation")
     assert parts["training: validation loss"] == sum("validation_loss" in r for r in measured) == 3
     assert parts["measuring before"] == parts["measuring during training"] == parts["measuring after"] == 1
+
+
+def test_a_warm_start_is_made_before_its_followers_are_tried(task):
+    """The likeliest completions end after "4" then, and not at the limit."""
+    config = task(
+        {"name": "reinforce", "group_size": 2},
+        warm_start={
+            "worked": "key:worked",
+            "steps": 40,
+            "rows_per_step": 3,
+            "optimizer": {"learning_rate": 0.02},
+        },
+    )
+    said = estimate_run(config)
+    steps = records(_run(config), "train")
+    drawn = sum(step["tokens_sampled"] for step in steps)
+    assert said.tokens_sampled_training == drawn < STEPS * PROMPTS * 2 * LIMIT
+    before = said.tokens_sampled_measuring - 2 * 3 * drawn / (STEPS * PROMPTS * 2)
+    assert before == pytest.approx(3 * LIMIT)
+    assert (
+        "the model is the one after 40 of 40 steps of the warm start, made now in memory" in said.assumptions
+    )
 
 
 def test_dynamic_sampling(task):

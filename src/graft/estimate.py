@@ -16,26 +16,43 @@ from graft.report.text import duration_in_words
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingSpeeds:
+    """What the engine and the grader take, seconds."""
+
+    prefill_token: float = 0.0
+    """One token of a prompt."""
+
+    decode_step: float = 0.0
+    """One token for all completions that grow side by side: the part that does not depend on their number."""
+
+    decode_row: float = 0.0
+    """One token for each of them."""
+
+    grade: float = 0.0
+    """Judging one completion."""
+
+    def scaled(self, factor: float) -> SamplingSpeeds:
+        """Those of an engine that takes so many times as long."""
+        return SamplingSpeeds(
+            self.prefill_token * factor, self.decode_step * factor, self.decode_row * factor, self.grade
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Speeds:
     """What was measured. Seconds, unless the name says otherwise."""
 
     start: float
     """Reading rows, loading the model, building the engine."""
 
-    prefill_token: float
-    """One token of a prompt, through the engine."""
+    measuring: SamplingSpeeds
+    """For completions of held-out rows, few of which begin alike."""
 
-    decode_step: float
-    """One token for all completions that grow side by side: the part that does not depend on their number."""
-
-    decode_row: float
-    """One token for each of them."""
+    training: SamplingSpeeds
+    """For the groups of a step: the engine computes what their members share once."""
 
     hand_over: float
     """Giving the engine new weights."""
-
-    grade: float
-    """Judging one completion."""
 
     train_token: Mapping[str, float]
     """Forward and backward of one token, by phase, value model included."""
@@ -395,11 +412,16 @@ def estimate(
     held = [call.engine_bytes(memory, slots=work.slots, max_new_tokens=work.max_new_tokens) for call in calls]
     items = [Item("start", 1, speeds.start)]
     items += [
-        Item(e.name, e.times, evaluation_seconds(e.call, speeds, slots=work.slots)) for e in work.evaluations
+        Item(
+            e.name,
+            e.times,
+            speeds.hand_over + calls_seconds([e.call], speeds.measuring, slots=work.slots),
+        )
+        for e in work.evaluations
     ]
     for phase in work.phases:
         if phase.drawn:
-            sampling = speeds.hand_over + drawing_seconds(phase, speeds, slots=work.slots)
+            sampling = speeds.hand_over + drawing_seconds(phase, speeds.training, slots=work.slots)
             items.append(Item(f"{phase.name}: sampling", phase.steps, sampling))
             critic = phase.batch.prompts * phase.critiques.seconds
             if critic:
@@ -428,7 +450,7 @@ def estimate(
     )
 
 
-def sampling_seconds(call: Sampling, speeds: Speeds, *, slots: int) -> float:
+def sampling_seconds(call: Sampling, speeds: SamplingSpeeds, *, slots: int) -> float:
     """Prompts once, then decoding: fixed cost x steps of the engine + cost a row x tokens.
 
     The first token of each completion comes from its prompt, without a decoding step.
@@ -439,9 +461,11 @@ def sampling_seconds(call: Sampling, speeds: Speeds, *, slots: int) -> float:
     return call.prompts * call.prompt_tokens * speeds.prefill_token + decoding
 
 
-def evaluation_seconds(call: Sampling, speeds: Speeds, *, slots: int) -> float:
-    """Weights to the engine, sampling and grading."""
-    return speeds.hand_over + sampling_seconds(call, speeds, slots=slots) + call.completions * speeds.grade
+def calls_seconds(calls: Sequence[Sampling], speeds: SamplingSpeeds, *, slots: int) -> float:
+    """Sampling and grading, one call after another."""
+    return sum(
+        sampling_seconds(call, speeds, slots=slots) + call.completions * speeds.grade for call in calls
+    )
 
 
 def largest_call(phase: PhaseWork) -> Sampling:
@@ -449,14 +473,12 @@ def largest_call(phase: PhaseWork) -> Sampling:
     return replace(phase.batch, prompts=max(phase.rounds, default=phase.batch.prompts))
 
 
-def drawing_seconds(phase: PhaseWork, speeds: Speeds, *, slots: int) -> float:
+def drawing_seconds(phase: PhaseWork, speeds: SamplingSpeeds, *, slots: int) -> float:
     """Drawing and grading in a step, all rounds."""
     if phase.grown is not None:
         return phase.prompts_drawn * (phase.grown.seconds + phase.grown.paths * speeds.grade)
     calls = [replace(phase.batch, prompts=n) for n in phase.rounds or (phase.batch.prompts,)]
-    return sum(
-        sampling_seconds(call, speeds, slots=slots) + call.completions * speeds.grade for call in calls
-    )
+    return calls_seconds(calls, speeds, slots=slots)
 
 
 def update_seconds(phase: PhaseWork, speeds: Speeds) -> float:

@@ -1,8 +1,10 @@
 """Measuring a little of a run on this machine, so that `estimate.py` can say what all of it would take.
 
-Trees as wide as the run's are drawn, graded and criticised, and a few of them go through the trainer of every phase:
-what networks that stand still say of them, forward, backward and optimiser, with the phase's own settings, at learning
-rate 0. Nothing is written but a scratch file that times the disk.
+Held-out rows are sampled as a measurement does, as many as fill the engine; trees as wide as the run's are drawn,
+graded and criticised, and a few of them go through the trainer of every phase: what networks that stand still say of
+them, forward, backward and optimiser, with the phase's own settings, at learning rate 0. A warm start is made in
+between, or as much of it as there is time for: it changes what the model says, and so all that follows. Nothing is
+written but a scratch file that times the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,16 +23,32 @@ from graft.algorithm_settings import SFT, OnTrees, Sampled
 from graft.assemble import Parts, assemble, load_worked
 from graft.config import RunConfig
 from graft.data.worked import worked_trees
-from graft.estimate import Estimate, Facts, Memory, PhaseWork, Speeds, Workload, estimate
+from graft.estimate import (
+    Estimate,
+    Facts,
+    Memory,
+    PhaseWork,
+    SamplingSpeeds,
+    Speeds,
+    Workload,
+    estimate,
+)
 from graft.held_out_loss import having_worked
 from graft.memory import memory_errors, peak_memory_gb
 from graft.model import trainable
 from graft.phases import Phase, phases_of
+from graft.report.metrics import Stage
 from graft.runs import check_grader
 from graft.trainer import asks_exact_kl
 from graft.tree import Tree
-from graft.trial_sampling import TriedSampling, mean_prompt, try_sampling
-from graft.trial_update import read_share_of, read_tokens, try_update
+from graft.trial_sampling import (
+    TriedSampling,
+    mean_prompt,
+    try_handing_over,
+    try_measuring,
+    try_sampling,
+)
+from graft.trial_update import TriedUpdate, read_share_of, read_tokens, rehearse, try_update
 from graft.types import Grade, Prompt
 from graft.workload import (
     PHASE_NAMES,
@@ -48,13 +66,15 @@ WORKED_ROWS = 64
 
 SCRATCH_BYTES = 1 << 25
 
+_TRIED_NAMES = {Stage.WARM_START: "the warm start", Stage.TRAIN: "a step of training"}
+
 
 def estimate_run(config: RunConfig, *, progress: Callable[[str], None] | None = None) -> Estimate:
     """Read rows, load the model, measure and count.
 
     Args:
         config: the settings.
-        progress: told of long steps, e.g. a model being fetched.
+        progress: told of long steps, e.g. a model being fetched or what is tried now.
 
     Raises:
         GraftError: whatever would stop the run at its start, a reward function that fails included.
@@ -62,38 +82,44 @@ def estimate_run(config: RunConfig, *, progress: Callable[[str], None] | None = 
     check_grader(config, None)
     began = time.perf_counter()
     with closing(assemble(config, progress=progress)) as parts:
-        return _estimate(parts, start=time.perf_counter() - began)
+        return _estimate(parts, progress or _silent, start=time.perf_counter() - began)
 
 
-def _estimate(parts: Parts, *, start: float) -> Estimate:
+def _silent(_: str) -> None:
+    """Nobody is told."""
+
+
+def _estimate(parts: Parts, progress: Callable[[str], None], *, start: float) -> Estimate:
     """What the parts of a run show when a little of it is tried; `start`: seconds that they took to build."""
     config = parts.config
     phases = phases_of(config, training_rows=len(parts.train))
-    worked = _worked(parts, phases)
-    sampled = TriedSampling()
+    hand_over, measuring, sampling_peak = 0.0, None, 0
     if parts.engine is not None:
+        progress("trying a measurement on held-out rows ...")
         with memory_errors("sampling", "rollout.slots or sampling.max_new_tokens"):
-            sampled = try_sampling(parts, phases[-1])
-        parts.engine.drop_weights()  # as between sampling and update
-    sampling_peak = _peak_bytes(parts)
-    updated = [try_update(parts, phase, _trees_of(parts, phase, sampled.trees)) for phase in phases]
+            hand_over = try_handing_over(parts)
+            measuring = try_measuring(parts)
+        sampling_peak = _peak_bytes(parts)
+        parts.engine.drop_weights()
+    tried: list[_TriedPhase] = []
+    for phase in phases:
+        progress(f"trying {_TRIED_NAMES[phase.stage]} ...")
+        tried.append(_try_phase(parts, phase))
+    updated, sampled = [own.updated for own in tried], tried[-1].sampled
     work = plan_work(
         config,
         phases,
         prompt_tokens=mean_prompt(parts.train),
-        held_out=_held_out(parts, phases),
-        sampled=sampled.tried,
-        worked=worked,
+        held_out=_held_out(parts, phases, measuring),
+        tried=[own.completions for own in tried],
         checkpoint_bytes=max(own.checkpoint for own in updated),
     )
     by_phase = [(PHASE_NAMES[phase.stage], own) for phase, own in zip(phases, updated, strict=True)]
     speeds = Speeds(
         start=start,
-        prefill_token=sampled.prefill_token,
-        decode_step=sampled.decode_step,
-        decode_row=sampled.decode_row,
-        hand_over=sampled.hand_over,
-        grade=sampled.grade,
+        measuring=SamplingSpeeds() if measuring is None else measuring.speeds,
+        training=SamplingSpeeds() if sampled is None else sampled.speeds,
+        hand_over=hand_over,
         train_token={name: own.train_token for name, own in by_phase},
         score_token={name: own.score_token for name, own in by_phase},
         anchor_token=updated[-1].anchor_token,
@@ -111,52 +137,66 @@ def _estimate(parts: Parts, *, start: float) -> Estimate:
         copies=max(own.copies for own in updated),
         held_states=_held_states(parts, phases[-1], work),
     )
-    if sampled.call is not None:
-        held = sampled.call.engine_bytes(memory, slots=work.slots, max_new_tokens=work.max_new_tokens)
+    if measuring is not None:
+        held = measuring.call.engine_bytes(memory, slots=work.slots, max_new_tokens=work.max_new_tokens)
         memory = replace(memory, sampled=held)
-    return estimate(
-        _facts(parts), work, speeds, memory, assumptions=_assumptions(parts, phases, work, sampled, worked)
-    )
+    return estimate(_facts(parts), work, speeds, memory, assumptions=_assumptions(parts, phases, work, tried))
+
+
+@dataclass(frozen=True, slots=True)
+class _TriedPhase:
+    """What a phase showed."""
+
+    completions: Tried
+    updated: TriedUpdate
+    sampled: TriedSampling | None = None
+    """None where rows bring their own completions."""
+
+    rehearsed: int = 0
+    """Steps of a warm start that were made."""
+
+
+def _try_phase(parts: Parts, phase: Phase) -> _TriedPhase:
+    """A little of a phase; after a warm start the policy is another, as in the run."""
+    settings = phase.settings
+    if isinstance(settings, SFT):
+        trees = _worked_trees(parts, settings, parts.train[:WORKED_ROWS])
+        lengths = [tree.completion_length(leaf) for tree in trees for leaf in tree.leaves()]
+        updated = try_update(parts, phase, trees[: phase.rows_per_step])
+        rehearsed = rehearse(parts, phase) if phase.stage is Stage.WARM_START else 0
+        return _TriedPhase(Tried(lengths, read_share_of(parts, trees)), updated, rehearsed=rehearsed)
+    assert parts.engine is not None
+    with memory_errors("sampling", "rollout.slots or sampling.max_new_tokens"):
+        try_handing_over(parts)
+        sampled = try_sampling(parts, phase)
+    parts.engine.drop_weights()  # as between sampling and update
+    trees = sampled.trees
+    if parts.critic is not None and not isinstance(settings, OnTrees):
+        no_grades = [dict.fromkeys(tree.leaves(), Grade(0.0)) for tree in trees]
+        trees = parts.critic.cut(trees, no_grades)[0]
+    return _TriedPhase(sampled.tried, try_update(parts, phase, trees), sampled)
 
 
 def _peak_bytes(parts: Parts) -> int:
     return round(peak_memory_gb(parts.device) * 1e9)
 
 
-def _trees_of(parts: Parts, phase: Phase, sampled: Sequence[Tree]) -> Sequence[Tree]:
-    if isinstance(phase.settings, SFT):
-        return _worked_trees(parts, phase.settings, parts.train[: phase.rows_per_step])
-    if parts.critic is not None and not isinstance(phase.settings, OnTrees):
-        no_grades = [dict.fromkeys(tree.leaves(), Grade(0.0)) for tree in sampled]
-        return parts.critic.cut(sampled, no_grades)[0]
-    return sampled
-
-
 def _worked_trees(parts: Parts, settings: SFT, prompts: Sequence[Prompt]) -> list[Tree]:
     return worked_trees(prompts, load_worked(settings.worked, Path(parts.config.base)), parts.encoder)
 
 
-def _worked(parts: Parts, phases: Sequence[Phase]) -> Tried | None:
-    """Worked completions, where a phase trains on them."""
-    for phase in phases:
-        if isinstance(phase.settings, SFT):
-            trees = _worked_trees(parts, phase.settings, parts.train[:WORKED_ROWS])
-            lengths = [tree.completion_length(leaf) for tree in trees for leaf in tree.leaves()]
-            return Tried(lengths, read_share_of(parts, trees))
-    return None
-
-
-def _held_out(parts: Parts, phases: Sequence[Phase]) -> HeldOut:
+def _held_out(parts: Parts, phases: Sequence[Phase], measuring: TriedSampling | None) -> HeldOut:
     """What is measured on."""
     if not parts.held_out:
         return HeldOut()
-    rows = len(parts.held_out) if parts.engine is not None else 0
+    rows = 0 if measuring is None else len(parts.held_out)
+    lengths = (1,) if measuring is None else measuring.tried.lengths
     worked = 0
     for settings in validates(phases)[:1]:
         have = having_worked(parts.held_out[: parts.config.evaluation.rows], settings.worked)
         trees = _worked_trees(parts, settings, have)
         worked = read_tokens(parts, trees)[0] if trees else 0
-    return HeldOut(rows, mean_prompt(parts.held_out), worked)
+    return HeldOut(rows, mean_prompt(parts.held_out), worked, lengths)
 
 
 def _held_states(parts: Parts, phase: Phase, work: Workload) -> int:
@@ -221,34 +261,37 @@ def _facts(parts: Parts) -> Facts:
 
 
 def _assumptions(
-    parts: Parts, phases: Sequence[Phase], work: Workload, sampled: TriedSampling, worked: Tried | None
+    parts: Parts, phases: Sequence[Phase], work: Workload, tried: Sequence[_TriedPhase]
 ) -> list[str]:
     lines = []
-    own, settings, tried = work.phases[-1], phases[-1].settings, sampled.tried
-    if sampled.call is not None:
-        count, limit = len(tried.lengths), parts.config.sampling.max_new_tokens
+    own, settings, sampled = work.phases[-1], phases[-1].settings, tried[-1].sampled
+    for phase, found in zip(phases, tried, strict=True):
+        if phase.stage is Stage.WARM_START:
+            lines.append(
+                f"the model is the one after {found.rehearsed} of {phase.steps} steps of the warm start, made now in "
+                "memory"
+            )
+    lengths = tried[-1].completions.lengths
+    mean = f"{sum(lengths) / len(lengths):.0f} tokens"
+    if sampled is None:
+        lines.append(f"completions are as long as the worked ones, {mean}")
+    else:
+        limit = parts.config.sampling.max_new_tokens
         lines.append(
-            f"completions have {sum(tried.lengths) / count:.0f} tokens, the mean of {count} sampled now "
-            f"({sampled.truncated} of them reached sampling.max_new_tokens = {limit})"
+            f"completions have {mean}, the mean of {len(lengths)} sampled now ({sampled.truncated} of them reached "
+            f"sampling.max_new_tokens = {limit})"
         )
         if sampled.cut_off:
             lines.append(
                 f"{sampled.cut_off} of these were stopped early to save time and count as {limit} tokens, so "
                 "time and tokens are an upper bound"
             )
-    if worked is not None:
-        lines.append(
-            "after training on worked completions they are as long as those, "
-            f"{sum(worked.lengths) / len(worked.lengths):.0f} tokens"
-        )
     if own.drawn:
         lines.append(
             f"the network reads {100 * own.read_share:.0f} % of the tokens drawn, as of those drawn now: equal "
             "beginnings are read once, and a model that is surer draws more of them"
         )
         lines += _signal_assumptions(own)
-    if own.grown is not None and len(phases) > 1:
-        lines.append("trees are as large as those drawn now, before the warm start")
     if parts.critic is not None and judged_elsewhere(settings):
         paths = own.batch.samples if own.grown is None else own.grown.paths
         lines.append(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
@@ -12,18 +12,19 @@ from graft.algorithm_settings import GRFT, OnTrees, Sampled
 from graft.assemble import Parts, sampling_settings
 from graft.collect import has_signal
 from graft.drawing import criticise, draw
-from graft.estimate import Critiques, GrownTree, Sampling
+from graft.estimate import Critiques, GrownTree, Sampling, SamplingSpeeds, sampling_seconds
 from graft.grading.beside import GradingBeside
 from graft.model import plain_state
 from graft.phases import Phase
 from graft.rollout.grow import grow_groups
+from graft.rollout.sampling import SamplingSettings
 from graft.tree import Tree
 from graft.trial_update import read_share_of
 from graft.types import Grade, Prompt, Purpose, StopReason
 from graft.workload import Tried, judged_elsewhere
 
 SAMPLING_SECONDS = 12.0
-"""About the longest time for sampling the group; completions are cut off when they would take longer."""
+"""About the longest time for sampling the trees; completions are cut off when they would take longer."""
 
 SHORT_TOKENS = 8
 """Tokens of each completion in the two short samplings that time a decoding step."""
@@ -37,104 +38,117 @@ CRITICISED_TREES = 4
 
 @dataclass(frozen=True, slots=True)
 class TriedSampling:
-    """What the short samplings showed; seconds."""
+    """What a call of the engine showed."""
 
-    trees: Sequence[Tree] = ()
-    tried: Tried = field(default_factory=lambda: Tried(lengths=(1,)))
-    cut_off: int = 0
+    trees: Sequence[Tree]
+    tried: Tried
+    speeds: SamplingSpeeds
+    call: Sampling
+
+    cut_off: int
     """Completions that were stopped by the limit of this measurement and not by the run's own."""
 
-    truncated: int = 0
-    call: Sampling | None = None
-    prefill_token: float = 0.0
-    decode_step: float = 0.0
-    decode_row: float = 0.0
-    hand_over: float = 0.0
-    grade: float = 0.0
+    truncated: int
+
+
+def try_handing_over(parts: Parts) -> float:
+    """Seconds to give the engine the policy's weights, once it has made room for them."""
+    assert parts.engine is not None
+    state = plain_state(parts.policy)
+    parts.engine.load_weights(state, 0)
+    began = time.perf_counter()
+    parts.engine.load_weights(state, 0)
+    return time.perf_counter() - began
+
+
+def try_measuring(parts: Parts) -> TriedSampling:
+    """Sample and grade held-out rows as a measurement does, as many as fill the engine; rows that train where there are
+    no others."""
+    config = parts.config
+    rows = parts.held_out or parts.train
+    call = _few(parts, rows, len(rows), config.evaluation.samples)
+    sampling = sampling_settings(config.sampling, temperature=config.evaluation.temperature)
+    speeds, limit = _try_steps(parts, call, sampling)
+    began = time.perf_counter()
+    trees = _grow(parts, call, replace(sampling, max_new_tokens=limit), Purpose.EVALUATION)
+    seconds = time.perf_counter() - began
+    grade, grades = _try_grading(parts, trees)
+    return _tried(parts, call, trees, grades, None, replace(speeds, grade=grade), seconds, limit)
 
 
 def try_sampling(parts: Parts, phase: Phase) -> TriedSampling:
-    """Draw, grade and criticise trees, as many as fill the engine as the run does."""
-    assert parts.engine is not None
-    assert parts.grader is not None
-    config = parts.config
-    settings = phase.settings if isinstance(phase.settings, Sampled) else None
-    group = config.evaluation.samples if settings is None else settings.group_size
-    available = parts.train[: phase.rows_per_step] if settings else parts.held_out or parts.train
-    slots = min(config.rollout.slots, len(available) * group)
-    prompts = available[: -(-slots // group)]
-    state = plain_state(parts.policy)
-    parts.engine.load_weights(
-        state, 0
-    )  # the first time makes room for the weights; the run does it each step
-    began = time.perf_counter()
-    parts.engine.load_weights(state, 0)
-    hand_over = time.perf_counter() - began
-
-    longest = config.sampling.max_new_tokens
-    short = min(SHORT_TOKENS, longest)
-    narrow = max(1, slots // NARROWER)
-    _time_steps(
-        parts, prompts, group, short
-    )  # touches its memory for the first time, which may take longer than to compute
-    narrow_marks = _time_steps(parts, prompts[:narrow], 1, short)
-    wide_marks = _time_steps(parts, prompts, group, short)
-    limit = min(longest, max(short, int(SAMPLING_SECONDS / max(_step_seconds(wide_marks), 1e-6))))
-    decode_step, decode_row = decode_costs(
-        (wide_marks[0][0], _step_seconds(wide_marks)), (narrow_marks[0][0], _step_seconds(narrow_marks))
-    )
-    drawing = settings or _plain(group)
+    """Draw, grade and criticise trees for a step of the phase, as many as fill the engine."""
+    config, settings = parts.config, phase.settings
+    assert isinstance(settings, Sampled)
+    call = _few(parts, parts.train, phase.rows_per_step, settings.group_size)
+    speeds, limit = _try_steps(parts, call, sampling_settings(config.sampling))
+    drawing = settings
     if isinstance(drawing, GRFT) and judged_elsewhere(drawing):
         drawing = drawing.model_copy(update={"survivor": "sample"})  # which asks for no scores
     began = time.perf_counter()
-    trees, _ = draw(parts, drawing, prompts, step=0, max_new_tokens=limit)
-    drawing_seconds = time.perf_counter() - began
-    rate = config.grading.max_failure_rate
-    with GradingBeside(parts.grader, parts.encoder.decode) as beside:
-        began = time.perf_counter()
-        grades = beside.grades(trees, max_failure_rate=rate)
-        grade = (time.perf_counter() - began) / sum(len(own) for own in grades)
-        critiques = _try_critic(parts, settings, trees, grades)
+    trees, _ = draw(parts, drawing, call.rows, step=0, max_new_tokens=limit)
+    seconds = time.perf_counter() - began
+    grade, grades = _try_grading(parts, trees)
+    return _tried(parts, call, trees, grades, settings, replace(speeds, grade=grade), seconds, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Completions for some rows."""
+
+    rows: Sequence[Prompt]
+    samples: int
+
+    def of(self, lengths: Sequence[int]) -> Sampling:
+        """As counts; `lengths` in tokens."""
+        return Sampling(len(self.rows), self.samples, mean_prompt(self.rows), lengths)
+
+
+def _few(parts: Parts, rows: Sequence[Prompt], most: int, samples: int) -> _Call:
+    """The first rows, as many as fill the engine, `most` of them at most."""
+    available = rows[:most]
+    slots = min(parts.config.rollout.slots, len(available) * samples)
+    return _Call(available[: -(-slots // samples)], samples)
+
+
+def _tried(
+    parts: Parts,
+    call: _Call,
+    trees: Sequence[Tree],
+    grades: Sequence[Mapping[int, Grade]],
+    settings: Sampled | None,
+    speeds: SamplingSpeeds,
+    seconds: float,
+    limit: int,
+) -> TriedSampling:
+    """What trees that took so long to draw show; `limit`: tokens at which they were cut off."""
+    longest, slots = parts.config.sampling.max_new_tokens, parts.config.rollout.slots
     endings = [(tree, leaf) for tree in trees for leaf in tree.endings()]
     unfinished = [tree.nodes[leaf].stop is StopReason.LENGTH for tree, leaf in endings]
     capped = limit < longest
-    lengths = [
-        longest if late else tree.completion_length(leaf)
-        for (tree, leaf), late in zip(endings, unfinished, strict=True)
-    ]
+    drawn = [tree.completion_length(leaf) for tree, leaf in endings]
+    lengths = [longest if late else own for own, late in zip(drawn, unfinished, strict=True)]
     grown = None
-    if isinstance(drawing, OnTrees):
+    if isinstance(settings, OnTrees):
         more = longest / limit
         grown = GrownTree(
             tokens=more * sum(tree.sampled_tokens for tree in trees) / len(trees),
-            seconds=more * drawing_seconds / len(trees),
+            seconds=more * seconds / len(trees),
             paths=sum(len(own) for own in grades) / len(trees),
         )
+    else:  # few steps show the shape, and the whole call the level: later tokens are shared by fewer samples
+        speeds = speeds.scaled(seconds / sampling_seconds(call.of(drawn), speeds, slots=slots))
     groups, with_signal = _signal(trees, grades, settings)
+    critiques = _try_critic(parts, settings, trees, grades)
+    read_share = read_share_of(parts, trees)
     return TriedSampling(
         trees=trees,
-        tried=Tried(
-            lengths,
-            read_share_of(parts, trees),
-            grown,
-            critiques,
-            groups=groups,
-            groups_with_signal=with_signal,
-        ),
+        tried=Tried(lengths, read_share, grown, critiques, groups=groups, groups_with_signal=with_signal),
+        speeds=speeds,
+        call=call.of(lengths),
         cut_off=sum(unfinished) if capped else 0,
         truncated=0 if capped else sum(unfinished),
-        call=Sampling(len(prompts), group, mean_prompt(prompts), lengths),
-        prefill_token=wide_marks[0][1] / sum(len(prompt.tokens) for prompt in prompts),
-        decode_step=decode_step,
-        decode_row=decode_row,
-        hand_over=hand_over,
-        grade=grade,
     )
-
-
-def _plain(group_size: int) -> Sampled:
-    """Whole completions, where the algorithm draws none of its own."""
-    return Sampled(group_size=group_size)
 
 
 def _signal(
@@ -145,6 +159,15 @@ def _signal(
     if settings is None or isinstance(settings, OnTrees):
         return 0, 0
     return len(trees), sum(has_signal(own) for own in grades)
+
+
+def _try_grading(parts: Parts, trees: Sequence[Tree]) -> tuple[float, list[Mapping[int, Grade]]]:
+    """Seconds for a completion, and the grades."""
+    assert parts.grader is not None
+    with GradingBeside(parts.grader, parts.encoder.decode) as beside:
+        began = time.perf_counter()
+        grades = beside.grades(trees, max_failure_rate=parts.config.grading.max_failure_rate)
+        return (time.perf_counter() - began) / sum(len(own) for own in grades), grades
 
 
 def _try_critic(
@@ -167,21 +190,51 @@ Marks = Sequence[tuple[int, float]]
 """After each step of the engine: tokens drawn so far, seconds since the call began."""
 
 
-def _time_steps(parts: Parts, prompts: Sequence[Prompt], group_size: int, max_new_tokens: int) -> Marks:
-    assert parts.engine is not None
+def _try_steps(parts: Parts, call: _Call, sampling: SamplingSettings) -> tuple[SamplingSpeeds, int]:
+    """What the first tokens take, wide and narrow, and how many tokens there is time for."""
+    longest = sampling.max_new_tokens
+    short = min(SHORT_TOKENS, longest)
+    narrow = _Call(call.rows[: max(1, len(call.rows) * call.samples // NARROWER)], 1)
+    few = replace(sampling, max_new_tokens=short)
+    _time_steps(parts, call, few)  # touches memory for the first time, which may take longer than to compute
+    narrow_marks, wide_marks = _time_steps(parts, narrow, few), _time_steps(parts, call, few)
+    step, row = decode_costs(
+        (wide_marks[0][0], _step_seconds(wide_marks)), (narrow_marks[0][0], _step_seconds(narrow_marks))
+    )
+    prefill = wide_marks[0][1] / sum(len(prompt.tokens) for prompt in call.rows)
+    limit = min(longest, max(short, int(SAMPLING_SECONDS / max(_step_seconds(wide_marks), 1e-6))))
+    return SamplingSpeeds(prefill, step, row), limit
+
+
+def _time_steps(parts: Parts, call: _Call, sampling: SamplingSettings) -> Marks:
     marks: list[tuple[int, float]] = []
     began = time.perf_counter()
-    grow_groups(
-        parts.engine,
-        prompts,
-        group_size=group_size,
-        sampling=replace(sampling_settings(parts.config.sampling), max_new_tokens=max_new_tokens),
-        seed=parts.config.seed,
-        purpose=Purpose.TRAIN,
-        step=0,
-        progress=lambda tokens: marks.append((tokens, time.perf_counter() - began)),
-    )
+
+    def mark(tokens: int) -> None:
+        marks.append((tokens, time.perf_counter() - began))
+
+    _grow(parts, call, sampling, Purpose.TRAIN, mark)
     return marks
+
+
+def _grow(
+    parts: Parts,
+    call: _Call,
+    sampling: SamplingSettings,
+    purpose: Purpose,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tree]:
+    assert parts.engine is not None
+    return grow_groups(
+        parts.engine,
+        call.rows,
+        group_size=call.samples,
+        sampling=sampling,
+        seed=parts.config.seed,
+        purpose=purpose,
+        step=0,
+        progress=progress,
+    )
 
 
 def decode_costs(wide: tuple[int, float], narrow: tuple[int, float]) -> tuple[float, float]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
 import torch
 
-from graft.algorithm_settings import Sampled
-from graft.assemble import Parts
+from graft.algorithm_settings import SFT, Sampled
+from graft.algorithms import ALGORITHMS
+from graft.assemble import Parts, load_worked
 from graft.config import RunConfig
-from graft.crediting import StepCredit
+from graft.crediting import Evidence, StepCredit
+from graft.data.cursor import PromptCursor
+from graft.data.worked import worked_trees
 from graft.memory import memory_errors
 from graft.phases import Phase
 from graft.trainer import UPDATE_MEMORY, Trainer, everything, penalised
@@ -22,11 +26,14 @@ from graft.types import Appraisal, Credit
 from graft.update.packing import pack
 from graft.workload import keeps_rollout, scorings
 
-UPDATE_SECONDS = 20.0
+UPDATE_SECONDS = 12.0
 """No further optimiser step begins after so long; of the later half of those made in each phase the median counts,
 since memory that is touched for the first time slows the first ones."""
 
 MAX_UPDATES = 6
+
+REHEARSAL_SECONDS = 60.0
+"""No further step of a warm start begins after so long."""
 
 T = TypeVar("T")
 
@@ -114,6 +121,41 @@ def try_update(parts: Parts, phase: Phase, trees: Sequence[Tree]) -> TriedUpdate
         checkpoint=3 * trained + older,
         microbatch=microbatch,
     )
+
+
+def rehearse(parts: Parts, phase: Phase) -> int:
+    """Train the policy as a phase that trains on worked completions does, as long as there is time.
+
+    Returns:
+        steps made.
+    """
+    settings, steps = phase.settings, phase.steps
+    assert isinstance(settings, SFT)
+    assert steps is not None
+    cursor = PromptCursor(
+        len(parts.train), seed=parts.config.seed, shuffle=parts.config.data.shuffle, epochs=None
+    )
+    credit = ALGORITHMS[settings.name].credit
+    began = time.perf_counter()
+    with memory_errors("the update", UPDATE_MEMORY):
+        trainer = Trainer(parts, phase, _KeptInMemory(), done=0, restored=None)
+        for done in range(steps):
+            if time.perf_counter() - began > REHEARSAL_SECONDS:
+                return done
+            prompts = [parts.train[place] for place in cursor.take(phase.rows_per_step)]
+            trees = worked_trees(
+                prompts, load_worked(settings.worked, Path(parts.config.base)), parts.encoder
+            )
+            trainer.update(
+                done + 1,
+                trainer.learning_rates(done + 1, 0),
+                trees,
+                credit(Evidence(trees), settings),
+                None,
+                progress=None,
+                where=f"the trial, warm start step {done + 1}",
+            )
+    return steps
 
 
 def _is_scored(config: RunConfig, phase: Phase) -> bool:

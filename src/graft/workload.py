@@ -64,6 +64,9 @@ class HeldOut:
     worked_tokens: float = 0.0
     """That the network reads for the validation loss; 0 where none is measured."""
 
+    lengths: Sequence[int] = (1,)
+    """Tokens of completions of the model as it is given."""
+
 
 def plan_work(
     config: RunConfig,
@@ -71,8 +74,7 @@ def plan_work(
     *,
     prompt_tokens: float,
     held_out: HeldOut,
-    sampled: Tried,
-    worked: Tried | None,
+    tried: Sequence[Tried],
     checkpoint_bytes: int,
 ) -> Workload:
     """What the loop will do, as counts.
@@ -82,22 +84,16 @@ def plan_work(
         phases: of the run.
         prompt_tokens: mean of the training rows.
         held_out: rows to measure on.
-        sampled: completions of the model as it is given.
-        worked: worked completions, where there are any: the model's own are as long once it has learned from them.
+        tried: for each phase, what completions of its kind showed: the model's own are as long from then on, and
+            before an algorithm that samples.
         checkpoint_bytes: of one checkpoint.
     """
     works: list[PhaseWork] = []
-    measured = [(MOMENT_NAMES[Moment.BEFORE], 1, held_out.rows, sampled.lengths)]
+    measured = [(MOMENT_NAMES[Moment.BEFORE], 1, held_out.rows, held_out.lengths)]
     validations: list[ValidationWork] = []
-    lengths = sampled.lengths
-    for phase in phases:
-        drawn = isinstance(phase.settings, Sampled)
-        if not drawn and worked is not None:
-            lengths = worked.lengths
-        tried = sampled if drawn or worked is None else worked
-        work = phase_work(
-            config, phase, tried, lengths, prompt_tokens=prompt_tokens, after_another=len(phases) > 1
-        )
+    lengths = tried[-1].lengths
+    for phase, own in zip(phases, tried, strict=True):
+        work = phase_work(config, phase, own, prompt_tokens=prompt_tokens)
         works.append(work)
         during = 0
         if phase.stage is Stage.TRAIN:
@@ -132,10 +128,8 @@ def phase_work(
     config: RunConfig,
     phase: Phase,
     tried: Tried,
-    lengths: Sequence[int],
     *,
     prompt_tokens: float,
-    after_another: bool,
 ) -> PhaseWork:
     """One phase.
 
@@ -143,21 +137,18 @@ def phase_work(
         config: the settings.
         phase: of the run.
         tried: what completions of its kind showed.
-        lengths: tokens of typical completions.
         prompt_tokens: mean of the training rows.
-        after_another: whether a phase before it changes the model, so that what was tried does not say which groups
-            will have signal.
     """
     settings = phase.settings
     sampled = settings if isinstance(settings, Sampled) else None
     share, rounds, prompts = 1.0, (), phase.rows_per_step
     if sampled is not None:
-        share = signal_share(tried, after_another=after_another)
+        share = share_with_signal(tried.groups, tried.groups_with_signal)
         most = getattr(settings, "max_sampling_rounds", 1)
         if most > 1:
             rounds, prompts = sampling_rounds(prompts, share, most)
             share = 1.0
-    batch = Sampling(prompts, 1 if sampled is None else sampled.group_size, prompt_tokens, lengths)
+    batch = Sampling(prompts, 1 if sampled is None else sampled.group_size, prompt_tokens, tried.lengths)
     work = PhaseWork(
         name=PHASE_NAMES[phase.stage],
         steps=1,
@@ -175,14 +166,6 @@ def phase_work(
     steps = phase_steps(phase, work)
     policy, anchor = scorings(config, phase, steps, trained_share=work.trained_share)
     return replace(work, steps=steps, scorings=policy, anchor_scorings=anchor)
-
-
-def signal_share(tried: Tried, *, after_another: bool) -> float:
-    """Share of the groups whose scores differ. What was sampled tells nothing once a warm start has changed the
-    model."""
-    if after_another:
-        return share_with_signal(0, 0)
-    return share_with_signal(tried.groups, tried.groups_with_signal)
 
 
 def share_with_signal(seen: int, with_signal: int) -> float:

@@ -21,8 +21,8 @@ def train(
         bool,
         typer.Option(
             "--dry-run",
-            help="Read the rows, load the model, measure for a moment and print what the run would take: "
-            "tokens, time, memory. Writes no run.",
+            help="Read the rows, load the model, try a little of everything, the warm start in memory for at most "
+            "about a minute, and print what the run would take: tokens, time, memory. Writes no run.",
         ),
     ] = False,
     as_json: AsJson = False,
