@@ -36,6 +36,7 @@ class PlannedEngine:
         keys: Sequence[Sequence[int]],
         sampling: SamplingSettings,
         *,
+        limits: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
         finished: Finished | None = None,
     ) -> list[list[Continuation]]:
@@ -43,8 +44,10 @@ class PlannedEngine:
         self.keys = [list(own) for own in keys]
         self.sampling = sampling
         grown = [
-            [self._plan(i, j, prefix, sampling.max_new_tokens) for j in range(len(own))]
-            for i, (prefix, own) in enumerate(zip(prefixes, keys, strict=True))
+            [self._plan(i, j, prefix, limit) for j in range(len(own))]
+            for i, (prefix, own, limit) in enumerate(
+                zip(prefixes, keys, limits or [sampling.max_new_tokens] * len(prefixes), strict=True)
+            )
         ]
         for i, own in enumerate(grown):
             for j, continuation in enumerate(own):

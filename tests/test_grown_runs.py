@@ -13,6 +13,8 @@ from graft.report.run_folder import RunFolder
 ROWS = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(1, 4) for b in range(1, 5)]
 CRITIC = """
 def critic(chain):
+    with open("asked", "a") as file:
+        file.write("x")
     scores = [sum(map(ord, text)) % 2 for text in chain.thoughts]
     return {"thoughts": scores, "progress": [5.0] * len(scores)}
 """
@@ -79,6 +81,16 @@ def test_the_survivors_of_a_chain_are_written_as_they_grew(run, survivor):
         assert [nodes[node]["parent"] for node in survivors] == [0, *survivors[:-1]]
         assert survivors[:-1] == gone_on_from
         assert nodes[survivors[-1]]["group"] == max(node["group"] for node in nodes)
+
+
+@pytest.mark.parametrize("settings", [{}, {"survivor": "best"}, {"max_draws": 2}])
+def test_what_the_critic_is_asked_while_trees_grow_counts(run, settings):
+    """A call for each question, those about groups that were thrown away included."""
+    metrics, trees = run(max_depth=3, **settings)
+    calls = sum(line["critic_calls"] for line in metrics)
+    assert calls == len(Path("asked").read_text())
+    paths = sum(len(tree["critiques"]) for tree in trees)
+    assert calls > paths if settings else calls == paths
 
 
 def test_outcomes_of_a_chain_in_whole_runs(run):

@@ -126,6 +126,28 @@ def test_parts_faults_and_judge_tokens_are_told():
     assert {name: record[name] for name in wanted} == wanted
 
 
+def test_questions_about_candidates_while_they_grew_are_told_with_the_others():
+    """A failure among them only costs the choice of a survivor: the completion is judged again."""
+    step = training_step(Grade(1.0, usage={"m": TokenUsage(10, 2)}), Grade(0.0), Grade(0.0))
+    step.critiques = [{1: Critique(1.0, calls=2, usage={"m": TokenUsage(4, 1)}, seconds=0.5)}]
+    step.asked.critiques.append(Critique(outcome=Outcome.CRASHED, calls=1, seconds=0.25))
+    step.asked.critiques.append(Critique(1.0, calls=1, usage={"m": TokenUsage(3, 1)}, sampled_tokens=7))
+    step.asked.grades.append(Grade(1.0, usage={"n": TokenUsage(5, 1)}))
+    record = record_of(step)
+    wanted = {
+        "critic_calls": 4,
+        "critic_failed": 0,
+        "critic_seconds": 0.75,
+        "critic_prompt_tokens": 7,
+        "critic_completion_tokens": 2,
+        "critic_tokens_sampled": 7,
+        "judge_prompt_tokens": 15,
+        "judge_completion_tokens": 3,
+        "tokens_sampled": 12 + 7,
+    }
+    assert {name: record[name] for name in wanted} == wanted
+
+
 def test_a_failure_that_scores_0_is_counted_as_one():
     record = record_of(training_step(Grade(1.0), Grade(0.0, Outcome.CRASHED), Grade(0.0)))
     assert (record["grades_failed"], record["reward_mean"]) == (1, pytest.approx(1 / 3))

@@ -11,7 +11,7 @@ from graft.memory import memory_errors
 from graft.rollout.engine import Finished
 from graft.rollout.grow import grow_groups
 from graft.rollout.grow_trees import Score, Shape, grow_trees
-from graft.thoughts import LeafCritiques, ThoughtCritic
+from graft.thoughts import Asked, LeafCritiques, ThoughtCritic
 from graft.tree import Grown, Tree
 from graft.types import Grade, Prompt, Purpose
 
@@ -26,6 +26,7 @@ def draw(
     progress: Callable[[int], None] | None = None,
     finished: Finished | None = None,
     max_new_tokens: int | None = None,
+    asked: Asked | None = None,
 ) -> tuple[Sequence[Tree], Sequence[Grown]]:
     """The engine draws a group of completions for each prompt, or groups of candidates at every prefix.
 
@@ -38,6 +39,7 @@ def draw(
         progress: see `Engine.grow`.
         finished: see `Engine.grow`; not told of candidates.
         max_new_tokens: instead of the run's own limit.
+        asked: is told what critic and grader say of candidates while their trees grow.
 
     Returns:
         trees, and how each grew where groups stand at every prefix (else empty).
@@ -71,7 +73,7 @@ def draw(
             prompts,
             shape=shape_of(settings),
             begin=parts.critic.begin,
-            score=score_of(parts, settings),
+            score=score_of(parts, settings, asked or Asked()),
             sampling=sampling,
             seed=seed,
             step=step,
@@ -81,7 +83,7 @@ def draw(
         return [own.tree for own in grown], grown
 
 
-def score_of(parts: Parts, settings: OnTrees) -> Score:
+def score_of(parts: Parts, settings: OnTrees, asked: Asked) -> Score:
     """What candidates are chosen or drawn anew by, while a tree grows."""
     assert parts.critic is not None
     assert parts.grader is not None
@@ -89,7 +91,9 @@ def score_of(parts: Parts, settings: OnTrees) -> Score:
 
     def score(groups: Sequence[tuple[Tree, Sequence[int]]]) -> Sequence[Sequence[float | None]]:
         assert isinstance(settings, GRFT)  # the others go on from all, and draw once
-        return critic.sibling_scores(groups, grader, settings.rewards, scale=settings.critic.scale)
+        return critic.sibling_scores(
+            groups, grader, settings.rewards, scale=settings.critic.scale, asked=asked
+        )
 
     return score
 

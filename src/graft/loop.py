@@ -153,7 +153,7 @@ class Loop:
                 with step.timed("sample"):
                     on_trees = isinstance(phase.settings, OnTrees)
                     finished = None if on_trees else beside.finished(prompts)
-                    trees, step.grown = self.sample(phase, step.number, attempts, prompts, finished)
+                    trees, step.grown = self.sample(phase, step, attempts, prompts, finished)
                 with step.timed("grade"):
                     grades = self.grade(beside, trees)
             return Drawn(list(places), prompts, list(trees), grades)
@@ -196,7 +196,7 @@ class Loop:
     def sample(
         self,
         phase: Phase,
-        number: int,
+        step: Step,
         attempts: Sequence[int],
         prompts: Sequence[Prompt],
         finished: Finished | None,
@@ -207,10 +207,11 @@ class Loop:
             self.parts,
             phase.settings,
             prompts,
-            step=number,
+            step=step.number,
             attempts=attempts,
             progress=self.on_tokens,
             finished=finished,
+            asked=step.asked,
         )
 
     def grade(self, beside: GradingBeside, trees: Sequence[Tree]) -> list[Mapping[int, Grade]]:

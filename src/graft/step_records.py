@@ -16,7 +16,7 @@ from graft.crediting import StepCredit
 from graft.evaluation import Evaluation
 from graft.objective.kl import k3
 from graft.report.metrics import Moment, Stage
-from graft.thoughts import LeafCritiques, critique_metrics
+from graft.thoughts import Asked, LeafCritiques, critique_metrics
 from graft.tree import Grown, Tree
 from graft.types import Appraisal, Grade, StopReason
 from graft.update.step import StepResult
@@ -43,6 +43,9 @@ class Step:
     grades: Sequence[Mapping[int, Grade]] = ()
     grown: Sequence[Grown] = ()
     """How each of the trees grew, where groups stand at every prefix."""
+
+    asked: Asked = field(default_factory=Asked)
+    """What was asked about candidates meanwhile."""
 
     discarded: Drawn = field(default_factory=Drawn)
     """What was sampled and does not train."""
@@ -84,9 +87,8 @@ class Step:
     @property
     def sampled_tokens(self) -> int:
         """Tokens that the engine drew: trees, and what the critic drew."""
-        return self.drawn_tokens + sum(
-            critique.sampled_tokens for own in self.critiques for critique in own.values()
-        )
+        made = [critique for own in self.critiques for critique in own.values()]
+        return self.drawn_tokens + sum(critique.sampled_tokens for critique in (*made, *self.asked.critiques))
 
 
 @contextmanager
@@ -165,11 +167,11 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
     if redrawn := sum(own.groups_redrawn for own in step.grown):
         metrics["groups_redrawn"] = redrawn
         metrics["tokens_discarded"] = step.tokens_discarded
-    metrics |= critique_metrics(step.critiques)
+    metrics |= critique_metrics(step.critiques, step.asked)
     metrics |= {f"part_{name}_mean": mean for name, mean in _part_means(grades).items()}
     faults = Counter(str(fault) for grade in grades for fault in grade.faults)
     metrics |= {f"grading_{fault}_count": count for fault, count in sorted(faults.items())}
-    usage = [tokens for grade in grades for tokens in grade.usage.values()]
+    usage = [tokens for grade in (*grades, *step.asked.grades) for tokens in grade.usage.values()]
     if usage:
         metrics["judge_prompt_tokens"] = sum(tokens.prompt for tokens in usage)
         metrics["judge_completion_tokens"] = sum(tokens.completion for tokens in usage)

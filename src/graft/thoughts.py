@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from graft.algorithm_settings import OfThoughts, ThoughtRewards
@@ -27,6 +27,14 @@ from graft.types import Critic, Critique, Grade, Grader, Prompt, Tokens
 
 LeafCritiques = Mapping[int, Critique]
 """Leaf -> critique of the chain that ends there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What critic and grader said of candidates while their trees grew; grows with each question."""
+
+    critiques: list[Critique] = field(default_factory=list)
+    grades: list[Grade] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class ThoughtCritic:
         rewards: ThoughtRewards,
         *,
         scale: float,
+        asked: Asked,
     ) -> list[list[float | None]]:
         """Scores of candidates while their trees grow; None for one that could not be judged.
 
@@ -102,6 +111,7 @@ class ThoughtCritic:
             grader: of those that complete a sample.
             rewards: how scores are processed.
             scale: of the critic.
+            asked: is told of each critique and grade.
         """
         assert self.critic is not None
         grades = [self._grades_now(tree, nodes, grader) for tree, nodes in groups]
@@ -110,12 +120,15 @@ class ThoughtCritic:
             for (tree, nodes), own in zip(groups, grades, strict=True)
             for node in nodes
         ]
-        critiques = iter(self.critic(chains))
+        found = self.critic(chains)
+        asked.critiques.extend(found)
+        asked.grades.extend(grade for own in grades for grade in own.values())
+        critiques = iter(found)
         scores = []
         for (tree, nodes), own in zip(groups, grades, strict=True):
             judged = {node: next(critiques) for node in nodes}
-            found = critic_scores(tree, own, judged, rewards, scale=scale)
-            scores.append([found[node][0] if node in found else None for node in nodes])
+            scored = critic_scores(tree, own, judged, rewards, scale=scale)
+            scores.append([scored[node][0] if node in scored else None for node in nodes])
         return scores
 
     def _grades_now(self, tree: Tree, nodes: Sequence[int], grader: Grader) -> dict[int, Grade]:
@@ -195,14 +208,15 @@ def open_thought_critic(
         )
 
 
-def critique_metrics(critiques: Sequence[LeafCritiques]) -> dict[str, object]:
-    """What the critic took. Empty where there is none."""
-    flat = [critique for own in critiques for critique in own.values()]
+def critique_metrics(critiques: Sequence[LeafCritiques], asked: Asked) -> dict[str, object]:
+    """What the critic took, of whole completions and while they grew. Empty where there is none."""
+    whole = [critique for own in critiques for critique in own.values()]
+    flat = [*whole, *asked.critiques]
     if not flat:
         return {}
     usage = [tokens for critique in flat for tokens in critique.usage.values()]
     metrics: dict[str, object] = {
-        "critic_failed": sum(not critique.scored for critique in flat),
+        "critic_failed": sum(not critique.scored for critique in whole),
         "critic_calls": sum(critique.calls for critique in flat),
         "critic_seconds": sum(critique.seconds for critique in flat),
     }

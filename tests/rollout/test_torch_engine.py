@@ -175,6 +175,20 @@ def test_an_end_token_at_the_last_place_counts_as_an_end(build):
     assert ended.stop is StopReason.EOS
 
 
+def test_each_prefix_may_have_a_limit_of_its_own(build):
+    """Its samples are the beginnings of those that are not cut off."""
+    prefixes, keys = random_prefixes(3, 5, 2), keys_for(3, 2, 4)
+    sampling = SamplingSettings(9)
+    whole = build(slots=4, eos_ids=[]).grow(prefixes, keys, sampling)
+    limits = [2, 9, 1]
+    short = build(slots=4, eos_ids=[]).grow(prefixes, keys, sampling, limits=limits)
+    for limit, own, cut in zip(limits, whole, short, strict=True):
+        assert [c.tokens.tolist() for c in cut] == [c.tokens[:limit].tolist() for c in own]
+        for one, other in zip(cut, own, strict=True):
+            np.testing.assert_allclose(one.logprobs, other.logprobs[:limit], atol=1e-5)
+        assert {c.stop for c in cut} == {StopReason.LENGTH}
+
+
 @pytest.mark.parametrize("slots", [1, 2, 5, 19])
 def test_the_number_of_slots_changes_no_sample(build, slots):
     prefixes, keys = random_prefixes(4, 9, 2), keys_for(8, 5, 6)

@@ -110,16 +110,13 @@ class MonteCarloCritic:
             [np.concatenate([state.prompt.tokens, state.drawn]) for state in open_states],
             [self._keys(state) for state in open_states],
             self._sampling,
+            limits=[limit - len(state.drawn) for state in open_states],
         )
         for state, continuations in zip(open_states, grown, strict=True):
-            room = limit - len(state.drawn)
             state.new_tokens = sum(len(continuation.tokens) for continuation in continuations)
             for continuation in continuations:
-                tokens = np.concatenate([state.drawn, continuation.tokens[:room]])
-                cut_off = len(continuation.tokens) > room
-                state.samples.append(
-                    self._whole(state, tokens, StopReason.LENGTH if cut_off else continuation.stop)
-                )
+                tokens = np.concatenate([state.drawn, continuation.tokens])
+                state.samples.append(self._whole(state, tokens, continuation.stop))
 
     def _grade(self, states: Sequence[_State]) -> None:
         samples = [sample for state in states for sample in state.samples]

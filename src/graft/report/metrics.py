@@ -238,7 +238,11 @@ _DECLARED = (
         special=True,
     ),
     Metric("critic_failed", "completions", "Completions that the critic could not score.", higher_is="worse"),
-    Metric("critic_calls", "calls", "Requests that the critic made."),
+    Metric(
+        "critic_calls",
+        "calls",
+        "Requests that the critic made, those about candidates while trees grow included.",
+    ),
     Metric(
         "critic_tokens_sampled",
         "tokens",

@@ -42,6 +42,7 @@ class Engine(Protocol):
         keys: Sequence[Sequence[int]],
         sampling: SamplingSettings,
         *,
+        limits: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
         finished: Finished | None = None,
     ) -> list[list[Continuation]]:
@@ -51,6 +52,7 @@ class Engine(Protocol):
             prefixes: token ids of each state to go on from.
             keys: random stream of every continuation wanted (`sampling.stream_key`).
             sampling: the distribution, and the longest continuation.
+            limits: longest continuation of each prefix, at least 1 and no longer than that; None: that of all.
             progress: called after every token with the number drawn so far in this call.
             finished: called when a continuation has ended, while others may still grow.
 

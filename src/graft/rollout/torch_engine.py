@@ -82,6 +82,7 @@ class TorchEngine:
         keys: Sequence[Sequence[int]],
         sampling: SamplingSettings,
         *,
+        limits: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
         finished: Finished | None = None,
     ) -> list[list[Continuation]]:
@@ -101,7 +102,8 @@ class TorchEngine:
         slots = min(self.slots, sum(len(own) for own in keys))
         if not slots:
             return [[] for _ in keys]
-        first_logits = self.decoder.begin(prefixes, slots, sampling.max_new_tokens)
+        limits = [sampling.max_new_tokens] * len(prefixes) if limits is None else limits
+        first_logits = self.decoder.begin(prefixes, slots, max(limits))
         self.vocabulary = first_logits.shape[-1]
         free = list(range(slots))[::-1]
         rows: list[Row] = []
@@ -111,14 +113,14 @@ class TorchEngine:
                 if rows:
                     drawn += growing
                     branches = self.draw(rows, self.step(rows), sampling)
-                    rows = self._go_on(rows, branches, free, sampling, store)
+                    rows = self._go_on(rows, branches, free, limits, store)
                 growing = sum(len(row.samples) for row in rows)
                 # Samples grow into different rows, at worst each into one of its own.
                 while waiting and growing + len(waiting[-1].samples) <= slots:
                     entering = waiting.pop()
                     drawn += len(entering.samples)
                     branches = self.draw([entering], first_logits[entering.prefix][None], sampling)
-                    rows += self._go_on([entering], branches, free, sampling, store)
+                    rows += self._go_on([entering], branches, free, limits, store)
                     growing = sum(len(row.samples) for row in rows)
                 if progress is not None:
                     progress(drawn)
@@ -167,7 +169,7 @@ class TorchEngine:
         rows: Sequence[Row],
         branches: Sequence[dict[int, list[Any]]],
         free: list[int],
-        sampling: SamplingSettings,
+        limits: Sequence[int],
         store: Store,
     ) -> list[Row]:
         """Finish what has ended; the first of a row's other branches keeps its slot, the rest get copies."""
@@ -178,7 +180,7 @@ class TorchEngine:
             slot = row.slot
             for token, samples in by_token.items():
                 branch = Row(row.prefix, [*row.tokens, token], samples)
-                if self._finished(branch, sampling, store):
+                if self._finished(branch, limits[row.prefix], store):
                     continue
                 going.append(branch)
                 if slot >= 0:
@@ -208,11 +210,11 @@ class TorchEngine:
         if copied:
             self.decoder.copy_slots(*np.array(copied, dtype=np.int32).T)
 
-    def _finished(self, row: Row, sampling: SamplingSettings, store: Store) -> bool:
-        """Store the continuations if the row's last token ends them."""
+    def _finished(self, row: Row, limit: int, store: Store) -> bool:
+        """Store the continuations if the row's last token ends them, or `limit` tokens are drawn."""
         if row.tokens[-1] in self.eos:
             stop = StopReason.EOS
-        elif len(row.tokens) >= sampling.max_new_tokens:
+        elif len(row.tokens) >= limit:
             stop = StopReason.LENGTH
         else:
             return False
