@@ -396,6 +396,7 @@ def test_either_steps_or_epochs():
     assert "'sft' draws no tokens" in refusal({**sft, "training": {"steps": None, "generated_tokens": 5}})
     counted = {"evaluation": {"every_generated_tokens": 5}}
     assert "evaluation.every_generated_tokens: 'sft' draws no tokens" in refusal({**sft, **counted})
+    assert "report.kl_every: 'sft' draws no tokens" in refusal({**sft, "report": {"kl_every": 5}})
     check(counted)
 
 

@@ -431,11 +431,11 @@ class RunConfig(Section):
                 "give either data.held_out (split off) or data.held_out_source (rows of their own)"
             )
         if isinstance(self.algorithm, SFT):
-            self._refuse_counting_tokens(self.algorithm.name)
+            self._refuse_what_needs_tokens(self.algorithm.name)
         self._refuse_what_cannot_be()
         return self
 
-    def _refuse_counting_tokens(self, algorithm: str) -> None:
+    def _refuse_what_needs_tokens(self, algorithm: str) -> None:
         if self.training.generated_tokens is not None:
             raise ValueError(
                 f"training.generated_tokens: '{algorithm}' draws no tokens; give training.steps or epochs"
@@ -443,6 +443,10 @@ class RunConfig(Section):
         if self.evaluation.every_generated_tokens is not None:
             raise ValueError(
                 f"evaluation.every_generated_tokens: '{algorithm}' draws no tokens; give evaluation.every (steps)"
+            )
+        if self.report.kl_every is not None:
+            raise ValueError(
+                f"report.kl_every: '{algorithm}' draws no tokens whose KL could be measured; leave it out"
             )
 
     def _refuse_what_cannot_be(self) -> None:
