@@ -43,6 +43,13 @@ ANY: TypeAdapter[Any] = TypeAdapter(AlgorithmSettings)
             {"name": "rft", "kl": {"anchor": "rollout", "of": "rollout"}},
             "the KL of the policy that sampled to itself is 0",
         ),
+        ({"name": "rft", "kl": {"of": "rollout", "coefficient": 0}}, "nothing would be reported"),
+        ({"name": "rft", "kl": {"of": "rollout", "estimator": "k2"}}, 'reported as "k3" or "exact"'),
+        (
+            {"name": "grft", "critic": {"type": "judge", "model": "m", "form": "earliest_error"}},
+            "scores a thought by its share of the whole chain",
+        ),
+        ({"name": "spo_tree", "group_size": 8}, "group_size = 8: means nothing here"),
         ({"name": "ppo", "value": {"update": "after_policy"}}, 'needs value.trunk = "separate"'),
         ({"name": "grft", "score": "outcome"}, 'score = "outcome" needs leaves under every candidate'),
         ({"name": "grft", "score": "mixed"}, 'score = "mixed" needs leaves under every candidate'),

@@ -260,7 +260,7 @@ def plan(tried: Tried | None = None, **settings):
         tried=[
             Tried([20], read_share=0.8)
             if isinstance(phase.settings, SFT)
-            else tried or Tried([30], read_share=0.9, groups=2, groups_with_signal=0)
+            else tried or Tried([30], read_share=0.9, groups=2, groups_with_signal=0, trained_share=0.25)
             for phase in phases
         ],
         checkpoint_bytes=300,

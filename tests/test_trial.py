@@ -177,6 +177,38 @@ def test_a_warm_start_is_made_before_its_followers_are_tried(task):
     )
 
 
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"name": "grpo", "group_size": 4},
+        {"name": "process_grpo", "group_size": 4, **CHAINS},
+        {"name": "grft", "group_size": 2, "max_depth": 2, **CHAINS},
+    ],
+)
+def test_groups_without_signal_stay_out_of_the_update(task, algorithm):
+    """All scores are equal: of 3 trees none trains, of 5 one is expected to."""
+    said = estimate_run(task(algorithm))
+    batch = PROMPTS * (said.facts.prompt_tokens_mean + READ)
+    assert said.tokens_trained == pytest.approx(STEPS * batch / 5)
+    assert any("20 % of these go through the update" in line for line in said.assumptions)
+
+
+def test_some_candidates_train(task):
+    """Thoughts have scores that differ, and ends the same grade. The model's completions of two of the prompts are cut
+    behind two tokens: these train, and the network reads one of them."""
+    Path("critic.py").write_text(
+        "import itertools\ncounter = itertools.count()\n"
+        "def critic(chain):\n"
+        "    scores = [next(counter) % 10 for _ in chain.thoughts]\n"
+        '    return {"thoughts": scores, "progress": scores}\n'
+    )
+    critic = {"type": "function", "function": "critic.py:critic"}
+    said = estimate_run(task({"name": "grft", "group_size": 2, "max_depth": 2, "critic": critic, **CHAINS}))
+    prompt = said.facts.prompt_tokens_mean
+    share = (2 * (prompt + 1) / (prompt + READ) + 1) / 5
+    assert said.tokens_trained == pytest.approx(STEPS * PROMPTS * (prompt + READ) * share)
+
+
 def test_dynamic_sampling(task):
     """No group has signal: 1 of 5 is expected to, and the run draws all its rounds."""
     config = task(
@@ -201,10 +233,25 @@ def test_a_missing_score_is_no_signal(task):
     assert estimate_run(config).tokens_sampled_training == STEPS * (3 + 12) * 2 * LIMIT
 
 
-def test_a_judge_is_not_asked(task):
-    critic = {"type": "judge", "model": "strict"}
+ASKS_A_JUDGE = {
+    "type": "score_model",
+    "model": "strict",
+    "range": [0, 1],
+    "input": [{"role": "user", "content": "{{ sample.output_text }}"}],
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"survivor": "best", "critic": {"type": "judge", "model": "strict"}},
+        {"max_draws": 3, "critic": {"type": "judge", "model": "strict"}},
+        {"survivor": "best", "critic": {"type": "grader", "grader": ASKS_A_JUDGE}},
+    ],
+)
+def test_a_judge_is_not_asked(task, settings):
     config = task(
-        {"name": "grft", "shape": "chain", "survivor": "best", "critic": critic, **CHAINS, "max_depth": 2},
+        {"name": "grft", "shape": "chain", **settings, **CHAINS, "max_depth": 2},
         grading={"judge": {"base_url": "http://127.0.0.1:9", "api_key_env": "", "retries": 0}},
     )
     said = estimate_run(config)

@@ -75,6 +75,18 @@ class SPOTree(OfRollouts, Masked):
 
     segments: Segments = Segments(cutter="tokens:30")
 
+    group_size: int = Field(default=1, ge=1)
+    """Always 1: `branching` says how many candidates follow each prefix."""
+
+    @model_validator(mode="after")
+    def _groups_are_those_of_branching(self) -> SPOTree:
+        if self.group_size != type(self).model_fields["group_size"].default:
+            raise ValueError(
+                f"group_size = {self.group_size}: means nothing here, where branching says how many candidates follow "
+                "each prefix; take it out"
+            )
+        return self
+
     @property
     def open_paths(self) -> int:
         """Paths of one prompt that may grow or wait at the same time, each in a slot of the engine."""

@@ -223,6 +223,15 @@ class PolicyKL(KL):
 
     @model_validator(mode="after")
     def _reports_of_two(self) -> PolicyKL:
+        if self.of == "rollout" and not self.coefficient:
+            raise ValueError(
+                'kl.of = "rollout" with kl.coefficient = 0: nothing would be reported; leave of out, or give a '
+                "coefficient"
+            )
+        if self.of == "rollout" and self.estimator == "k2":
+            raise ValueError(
+                'kl.of = "rollout" is reported as "k3" or "exact"; set kl.estimator to one of them'
+            )
         if self.of == self.anchor == "rollout":
             raise ValueError(
                 'kl.of = "rollout" with kl.anchor = "rollout": the KL of the policy that sampled to itself is 0; set '
@@ -360,6 +369,11 @@ class GRFT(Sampled, Reused):
             )
         if self.kl.place == "reward":
             raise ValueError('kl.place = "reward": candidates are compared by scores alone; use "loss"')
+        if getattr(self.critic, "form", None) == "earliest_error":
+            raise ValueError(
+                'critic.form = "earliest_error" scores a thought by its share of the whole chain, so that of two equal '
+                'candidates the one that was gone on with has less; use form = "scores"'
+            )
         if self.shape == "chain" and self.survivor != "sample" and self.critic.type == "monte_carlo":
             raise ValueError(
                 'survivor = "sample" is needed with critic.type = "monte_carlo", which cannot draw while trees grow'

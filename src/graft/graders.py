@@ -120,6 +120,11 @@ def models_of(spec: GraderSpec) -> list[str]:
     return list(dict.fromkeys([*models, *([EMBEDDING_MODEL] if embeds else [])]))
 
 
+def judges_of(settings: Mapping[str, Any] | None, base: Path) -> list[str]:
+    """The same of a `[grader]` section."""
+    return [] if settings is None else models_of(grader_spec(settings, base))
+
+
 def open_judges(settings: Judge, models: Sequence[str]) -> JudgeClient:
     """A client for these models.
 

@@ -33,6 +33,7 @@ from graft.estimate import (
     Workload,
     estimate,
 )
+from graft.graders import judges_of
 from graft.held_out_loss import having_worked
 from graft.memory import memory_errors, peak_memory_gb
 from graft.model import trainable
@@ -43,6 +44,7 @@ from graft.trainer import asks_exact_kl
 from graft.tree import Tree
 from graft.trial_sampling import (
     TriedSampling,
+    judged_elsewhere,
     mean_prompt,
     try_handing_over,
     try_measuring,
@@ -54,7 +56,6 @@ from graft.workload import (
     PHASE_NAMES,
     HeldOut,
     Tried,
-    judged_elsewhere,
     largest_microbatch,
     needs_appraisal,
     plan_work,
@@ -292,12 +293,16 @@ def _assumptions(
             "beginnings are read once, and a model that is surer draws more of them"
         )
         lines += _signal_assumptions(own)
-    if parts.critic is not None and judged_elsewhere(settings):
+    base = Path(parts.config.base)
+    if parts.critic is not None and judged_elsewhere(settings, base):
         paths = own.batch.samples if own.grown is None else own.grown.paths
         lines.append(
-            "the critic's judge was not asked: neither its time nor its tokens are counted; it will be asked about "
-            f"{own.batch.prompts * paths:.0f} completions a step"
+            "the critic's judge was not asked: neither its time nor its tokens are counted, and all that is drawn "
+            f"counts as trained; it will be asked about {own.batch.prompts * paths:.0f} completions a step"
         )
+    judges = judges_of(parts.config.grader, base)
+    if judges and parts.engine is not None:
+        lines.append(f"the grader asked {', '.join(judges)} about what was sampled now, as in the run")
     if isinstance(settings, Sampled) and needs_appraisal(settings) and hasattr(settings, "value"):
         warm = settings.value.warmup_steps  # pyright: ignore[reportAttributeAccessIssue]
         if warm:
@@ -319,7 +324,7 @@ def _signal_assumptions(own: PhaseWork) -> list[str]:
         ]
     if own.trained_share < 1:
         return [
-            f"{100 * own.trained_share:.0f} % of the groups train; one whose scores are all equal takes no time in the "
-            "update"
+            f"{100 * own.trained_share:.0f} % of these go through the update: a group whose scores are all equal "
+            "does not train"
         ]
     return []

@@ -6,22 +6,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 from graft.algorithm_settings import GRFT, OnTrees, Sampled
+from graft.algorithms import ALGORITHMS
 from graft.assemble import Parts, sampling_settings
 from graft.collect import has_signal
+from graft.crediting import Evidence
 from graft.drawing import criticise, draw
 from graft.estimate import Critiques, GrownTree, Sampling, SamplingSpeeds, sampling_seconds
+from graft.graders import judges_of
 from graft.grading.beside import GradingBeside
 from graft.model import plain_state
 from graft.phases import Phase
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings
 from graft.tree import Tree
-from graft.trial_update import read_share_of
+from graft.trial_update import read_share_of, read_tokens
 from graft.types import Grade, Prompt, Purpose, StopReason
-from graft.workload import Tried, judged_elsewhere
+from graft.workload import Tried, compares_alone, share_with_signal, side_by_side
 
 SAMPLING_SECONDS = 12.0
 """About the longest time for sampling the trees; completions are cut off when they would take longer."""
@@ -80,16 +84,25 @@ def try_sampling(parts: Parts, phase: Phase) -> TriedSampling:
     """Draw, grade and criticise trees for a step of the phase, as many as fill the engine."""
     config, settings = parts.config, phase.settings
     assert isinstance(settings, Sampled)
-    call = _few(parts, parts.train, phase.rows_per_step, settings.group_size)
+    call = _few(parts, parts.train, phase.rows_per_step, side_by_side(settings))
     speeds, limit = _try_steps(parts, call, sampling_settings(config.sampling))
     drawing = settings
-    if isinstance(drawing, GRFT) and judged_elsewhere(drawing):
-        drawing = drawing.model_copy(update={"survivor": "sample"})  # which asks for no scores
+    if isinstance(drawing, GRFT) and judged_elsewhere(drawing, Path(config.base)):
+        drawing = drawing.model_copy(
+            update={"survivor": "sample", "max_draws": 1}
+        )  # which asks for no scores
     began = time.perf_counter()
     trees, _ = draw(parts, drawing, call.rows, step=0, max_new_tokens=limit)
     seconds = time.perf_counter() - began
     grade, grades = _try_grading(parts, trees)
     return _tried(parts, call, trees, grades, settings, replace(speeds, grade=grade), seconds, limit)
+
+
+def judged_elsewhere(settings: object, base: Path) -> bool:
+    """Whether a critic asks a judge, itself or through a grader, which a trial leaves alone."""
+    critic = getattr(settings, "critic", None)
+    kind = getattr(critic, "type", None)
+    return kind == "judge" or (kind == "grader" and bool(judges_of(getattr(critic, "grader", None), base)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +152,20 @@ def _tried(
     else:  # few steps show the shape, and the whole call the level: later tokens are shared by fewer samples
         speeds = speeds.scaled(seconds / sampling_seconds(call.of(drawn), speeds, slots=slots))
     groups, with_signal = _signal(trees, grades, settings)
-    critiques = _try_critic(parts, settings, trees, grades)
+    critiques, evidence = _try_critic(parts, settings, trees, grades)
     read_share = read_share_of(parts, trees)
+    trained_share = 1.0 if settings is None else _trained_share(parts, settings, evidence)
     return TriedSampling(
         trees=trees,
-        tried=Tried(lengths, read_share, grown, critiques, groups=groups, groups_with_signal=with_signal),
+        tried=Tried(
+            lengths,
+            read_share,
+            grown,
+            critiques,
+            groups=groups,
+            groups_with_signal=with_signal,
+            trained_share=trained_share,
+        ),
         speeds=speeds,
         call=call.of(lengths),
         cut_off=sum(unfinished) if capped else 0,
@@ -175,15 +197,30 @@ def _try_critic(
     settings: Sampled | None,
     trees: Sequence[Tree],
     grades: Sequence[Mapping[int, Grade]],
-) -> Critiques:
-    """What the critic takes for a prompt. A judge is not asked."""
-    if parts.critic is None or settings is None or judged_elsewhere(settings):
-        return Critiques()
+) -> tuple[Critiques, Evidence | None]:
+    """What the critic takes for a prompt, and what credit is given by; None where that is a judge, who is not asked."""
+    longest = parts.config.sampling.max_new_tokens
+    if parts.critic is None or settings is None:
+        return Critiques(), Evidence(trees, grades, longest=longest)
+    if judged_elsewhere(settings, Path(parts.config.base)):
+        return Critiques(), None
     few, rate = min(len(trees), CRITICISED_TREES), parts.config.grading.max_failure_rate
     began = time.perf_counter()
-    _, _, found = criticise(parts.critic, settings, trees[:few], grades[:few], max_failure_rate=rate)
+    trees, grades, found = criticise(parts.critic, settings, trees[:few], grades[:few], max_failure_rate=rate)
     tokens = sum(critique.sampled_tokens for own in found for critique in own.values())
-    return Critiques((time.perf_counter() - began) / few, tokens / few)
+    critiques = Critiques((time.perf_counter() - began) / few, tokens / few)
+    return critiques, Evidence(trees, grades, found, longest=longest)
+
+
+def _trained_share(parts: Parts, settings: Sampled, evidence: Evidence | None) -> float:
+    """Share of the tokens that go through the network in an update: all, unless groups without signal stay out of it.
+    Few trees were seen: one more that trains and one more that does not."""
+    if evidence is None or not compares_alone(settings):
+        return 1.0
+    name: str = settings.name  # pyright: ignore[reportAttributeAccessIssue]
+    credits = ALGORITHMS[name].credit(evidence, settings).trees
+    count, (read, _) = len(evidence.trees), read_tokens(parts, evidence.trees)
+    return share_with_signal(count, count * read_tokens(parts, evidence.trees, credits)[0] / read)
 
 
 Marks = Sequence[tuple[int, float]]

@@ -188,12 +188,15 @@ def _timed(action: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - began, found
 
 
-def read_tokens(parts: Parts, trees: Sequence[Tree]) -> tuple[int, int]:
-    """Tokens that the network reads of these trees, and those of the largest micro-batch."""
-    credits = [everything(tree) for tree in trees]
+def read_tokens(
+    parts: Parts, trees: Sequence[Tree], credits: Sequence[Credit] | None = None
+) -> tuple[int, int]:
+    """Tokens that the network reads of these trees, all or what trains, and those of the largest micro-batch."""
+    if credits is None:
+        credits = [everything(tree) for tree in trees]
     packed = pack(trees, credits, token_budget=parts.config.training.microbatch_tokens)
     sizes = [len(batch.tokens) for batch in packed]
-    return sum(sizes), max(sizes)
+    return sum(sizes), max(sizes, default=0)
 
 
 def read_share_of(parts: Parts, trees: Sequence[Tree]) -> float:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from graft.algorithm_settings import GRFT, SFT, Grouped, ProcessGRPO, Sampled
+from graft.algorithm_settings import GRFT, SFT, Grouped, OnTrees, ProcessGRPO, Sampled
 from graft.collect import needed
 from graft.config import RunConfig
 from graft.estimate import (
@@ -46,9 +46,11 @@ class Tried:
     grown: GrownTree | None = None
     critiques: Critiques = field(default_factory=Critiques)
     groups: int = 0
-    """Whose members were compared; 0 where the algorithm compares none."""
+    """Of whole completions that were compared."""
 
     groups_with_signal: int = 0
+    trained_share: float = 1.0
+    """Of the tokens that the network reads, those that it reads where only groups with signal train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +145,13 @@ def phase_work(
     sampled = settings if isinstance(settings, Sampled) else None
     share, rounds, prompts = 1.0, (), phase.rows_per_step
     if sampled is not None:
-        share = share_with_signal(tried.groups, tried.groups_with_signal)
         most = getattr(settings, "max_sampling_rounds", 1)
         if most > 1:
-            rounds, prompts = sampling_rounds(prompts, share, most)
-            share = 1.0
-    batch = Sampling(prompts, 1 if sampled is None else sampled.group_size, prompt_tokens, tried.lengths)
+            signal = share_with_signal(tried.groups, tried.groups_with_signal)
+            rounds, prompts = sampling_rounds(prompts, signal, most)
+        elif compares_alone(sampled):
+            share = tried.trained_share
+    batch = Sampling(prompts, 1 if sampled is None else side_by_side(sampled), prompt_tokens, tried.lengths)
     work = PhaseWork(
         name=PHASE_NAMES[phase.stage],
         steps=1,
@@ -160,7 +163,7 @@ def phase_work(
         passes=getattr(settings, "updates_per_batch", 1),
         optimizer_steps=1 if sampled is None else sampled.updates,
         scores_all=sampled is not None and needs_appraisal(sampled),
-        trained_share=share if sampled is not None and compares_alone(sampled) else 1.0,
+        trained_share=share,
         read_share=tried.read_share,
     )
     steps = phase_steps(phase, work)
@@ -168,7 +171,12 @@ def phase_work(
     return replace(work, steps=steps, scorings=policy, anchor_scorings=anchor)
 
 
-def share_with_signal(seen: int, with_signal: int) -> float:
+def side_by_side(settings: Sampled) -> int:
+    """Completions of a prompt that may grow at the same time."""
+    return settings.open_paths if isinstance(settings, OnTrees) else settings.group_size
+
+
+def share_with_signal(seen: int, with_signal: float) -> float:
     """Share of groups whose scores differ, from those seen: (k + 1) / (n + 2), one half where none was seen."""
     return (with_signal + 1) / (seen + 2)
 
@@ -245,12 +253,6 @@ def scored_share(settings: Sampled) -> float:
 def largest_microbatch(work: Workload, budget: int) -> int:
     """Tokens of the largest micro-batch: the budget, or a whole step where that has fewer."""
     return min(budget, max(round(max(p.update_tokens, p.scored_tokens)) for p in work.phases))
-
-
-def judged_elsewhere(settings: object) -> bool:
-    """Whether a critic asks a judge, which a trial leaves alone."""
-    critic = getattr(settings, "critic", None)
-    return getattr(critic, "type", None) == "judge"
 
 
 def validates(phases: Sequence[Phase]) -> list[SFT]:

@@ -81,6 +81,16 @@ def test_fitting_goes_into_tables():
     assert left_out == ["algorithm.clip.hight", "algorithm.odd"]
 
 
+def test_the_groups_of_spo_tree_are_those_of_its_branching():
+    own = {"name": "spo_tree", "branching": [2, 3]}
+    assert fitting({"group_size": 8, "whiten": False}, own) == ({"whiten": False}, ["algorithm.group_size"])
+
+
+def test_supervised_training_has_no_kl_to_report():
+    made = entry(SFT, {**SETTINGS, "report": {"kl_every": 5}})
+    assert made.config.report.kl_every is None
+
+
 @pytest.mark.parametrize(("given", "expected"), [({"every": 5}, 100), ({"every_generated_tokens": 300}, 300)])
 def test_measurements_come_by_tokens_since_steps_differ_in_cost(given, expected):
     made = entry(Entrant("grpo", ()), {**SETTINGS, "evaluation": given})

@@ -129,7 +129,7 @@ ALGORITHMS = {
 
 def sections_of(engine: str, adapter: bool, algorithm: str) -> dict[str, dict]:
     reward = "parity" if algorithm == "dapo" else "reward"  # many groups without signal, drawn anew
-    reports_kl = ALGORITHMS[algorithm].get("kl", {}).get("anchor") != "rollout"
+    reports_kl = algorithm != "sft" and ALGORITHMS[algorithm].get("kl", {}).get("anchor") != "rollout"
     # the warm start ends after its first step
     stops = {"validate_every": 1, "early_stopping": {"patience": 1, "minimum_improvement": 1.0}}
     return {

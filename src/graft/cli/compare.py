@@ -29,8 +29,8 @@ def compare(
         typer.Option(
             "--variant",
             metavar="LABEL:KEY=VALUE,...",
-            help="One more line: CONFIG's algorithm, or that of algorithm.name, with these settings of algorithm.* and "
-            "optimizer.*. May be given more than once.",
+            help="One more line: CONFIG's algorithm, or that of algorithm.name, with these settings of algorithm.*, "
+            "optimizer.* and training.prompts_per_step. May be given more than once.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds, from the one in CONFIG on.")] = 3,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graft.algorithm_rollouts import SPOTree
 from graft.algorithm_settings import GRFT, SFT
 from graft.config import RunConfig
 from graft.config_file import check_config, section_at, set_override
@@ -171,11 +172,13 @@ def fitting(table: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str,
         return kept, left_out
 
     kept, left_out = fit(table, ("algorithm",))
+    idle: set[str] = set()
     if algorithm == GRFT.model_fields["name"].default:
-        idle = [key for key in GRFT.without_meaning({**kept, **own}) if key in kept]
-        left_out += [f"algorithm.{key}" for key in idle]
-        kept = {key: value for key, value in kept.items() if key not in idle}
-    return kept, left_out
+        idle = set(GRFT.without_meaning({**kept, **own}))
+    elif algorithm == SPOTree.model_fields["name"].default:
+        idle = {"group_size"}
+    left_out += [f"algorithm.{key}" for key in kept if key in idle]
+    return {key: value for key, value in kept.items() if key not in idle}, left_out
 
 
 def _set_length(
@@ -187,6 +190,7 @@ def _set_length(
     if algorithm in DRAWS_NOTHING:
         training.pop("generated_tokens", None)
         data.get("evaluation", {}).pop("every_generated_tokens", None)
+        data.get("report", {}).pop("kl_every", None)
         if not {"steps", "epochs"} & set(training):
             raise ConfigError(
                 f"{where}: '{algorithm}' draws no tokens, so that no budget ends it: give training.steps or epochs, "

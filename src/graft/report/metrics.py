@@ -367,7 +367,7 @@ _DECLARED = (
         "GB",
         "Most memory held so far by the process, or on the device where there is one (10⁹ bytes).",
         higher_is="worse",
-        stages=EVERY_STAGE,
+        stages=OPTIMISING,
         wall_clock=True,
     ),
     # Held-out rows

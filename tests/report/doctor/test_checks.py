@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from graft.cli.settings import read_sections
-from graft.report.doctor.check import Verdict
+from graft.report.doctor.check import Measured, Verdict
 from graft.report.doctor.diagnosis import CHECKS, as_record
-from graft.report.doctor.signal import CAUSES, PARTS_ALIKE
+from graft.report.doctor.evidence import read_evidence
+from graft.report.doctor.signal import CAUSES, PARTS_ALIKE, ratio
 from graft.types import StopReason
 from tests.report.doctor.runs import (
     LATE,
@@ -373,6 +375,16 @@ def test_thresholds_read_well():
     assert said["truncated"] == "look from 5 %, bad from 20 %"
     assert said["entropy_left"] == "look at or below 50 %, bad at or below 10 %"
     assert said["ratio"] == "look from 2, bad from 10"
+
+
+@pytest.mark.parametrize("reused", ["updates_per_batch", "minibatches", "refresh_every", None])
+def test_the_policy_is_the_one_that_sampled_where_a_batch_has_one_update(tmp_path, reused):
+    evidence = read_evidence(write_run(tmp_path / "run", **metric("ratio_max", 3.0)))
+    once = {"updates_per_batch": 1, "minibatches": 1, "refresh_every": 1}
+    settings = {**evidence.settings, "algorithm": once | ({reused: 2} if reused else {})}
+    found = ratio(replace(evidence, settings=settings))
+    assert isinstance(found, Measured)
+    assert ("one update a batch" in found.text) == (reused is None)
 
 
 def test_a_record_says_all_that_the_table_says(tmp_path):

@@ -97,7 +97,8 @@ def ratio(run: Evidence) -> Measured | NotMeasured:
         return NotMeasured("no step recorded `ratio_max`: this algorithm has no ratio, or nothing trained")
     late = sorted(values[-late_count(len(values)) :])
     middle = late[len(late) // 2]
-    once = run.setting("algorithm.updates_per_batch") == 1 and run.setting("algorithm.refresh_every") == 1
+    reuse = ("updates_per_batch", "minibatches", "refresh_every")
+    once = all(run.setting(f"algorithm.{name}") == 1 for name in reuse)
     one = "; one update a batch: the policy that trains is the one that sampled" if once else ""
     return Measured(middle, f"largest ratio {middle:.3g} in a late step, {max(values):.3g} in the run{one}")
 
