@@ -100,17 +100,38 @@ def test_figures(words, measured):
     ]
 
 
-LABELS = ["grpo", "reinforce", "dr_grpo", "gspo", "dapo", "rloo", "ppo"]
+LABELS = ["grpo", "reinforce", "dr_grpo", "gspo", "dapo", "rloo", "ppo", "ppo_reuse"]
 """Rows of the table of `graft compare`, as README has them."""
+
+
+def runs_of(label: str) -> list[dict[str, Any]]:
+    """The results of the three seeds."""
+    comparison = "token_level_ppo" if label == "ppo_reuse" else "token_level"
+    folder = ROOT / "benchmarks" / "results" / comparison / "runs" / label
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed-*.json"))]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    return runs
+
+
+def test_tokens_of_ppo_to_those_of_grpo():
+    def tokens(run: dict[str, Any]) -> int:
+        return next(p["generated_tokens"] for p in run["curve"][1:] if p["accuracy"] >= 0.6)
+
+    pairs = zip(runs_of("ppo_reuse"), runs_of("grpo"), strict=True)
+    ratios = [tokens(ppo) / tokens(grpo) for ppo, grpo in pairs]
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(r"is at 60 % after ([\d.]+) to ([\d.]+) times GRPO's tokens", words)
+    assert said is not None
+    assert [float(number) for number in said.groups()] == pytest.approx(
+        [min(ratios), max(ratios)], abs=0.0501
+    )
 
 
 @pytest.mark.parametrize("label", LABELS)
 def test_comparison(label):
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     [row] = [line for line in lines if line.startswith(f"| `{label}` |")]
-    folder = ROOT / "benchmarks" / "results" / "token_level" / "runs" / label
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed-*.json"))]
-    assert [run["seed"] for run in runs] == [0, 1, 2]
+    runs = runs_of(label)
     finals = [100 * run["curve"][-1]["accuracy"] for run in runs]
     shares = [run["groups_with_signal"] for run in runs if run["groups_with_signal"] is not None]
     final, signal = row.split("|")[2:4]
