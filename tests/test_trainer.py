@@ -162,7 +162,8 @@ def test_a_penalty_to_the_policy_that_sampled_begins_with_the_first_move(open_tr
     kl = {"coefficient": 10.0, "place": "loss", "estimator": "k3", "anchor": "rollout"}
     with_values = {"value": {"coefficient": 0.0}} if name in ("ppo", "rft") else {}
     whole_returns = {"gae_lambda": 1.0} if name == "rft" else {}
-    trainer, parts = open_trainer({"name": name, "kl": kl, **with_values, **whole_returns})
+    groups = {"group_size": None} if name == "spo_tree" else {}  # which has its branching
+    trainer, parts = open_trainer({"name": name, "kl": kl, **with_values, **whole_returns, **groups})
     assert trainer.anchor is None
     tree = random_group(np.random.default_rng(0))
     ones = everything(tree)
