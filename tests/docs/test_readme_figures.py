@@ -143,15 +143,31 @@ def test_comparison(label):
         assert signal.strip() == "–"
 
 
-def test_the_one_seed_of_worked_steps():
-    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    said = re.search(
-        r"warm start of ([\d.]+) %, GRFT \(chain\) ends at ([\d.]+) % and GRPO at ([\d.]+) %", words
-    )
-    assert said is not None
+STEP_METHODS = {
+    "grpo": "GRPO",
+    "ppo": "PPO",
+    "every_segment": "RFT, `every_segment`",
+    "shared": "RFT, `shared`",
+    "grft_chain": "GRFT, chain",
+    "grft_tree": "GRFT, tree",
+}
+"""Rows of the comparison on worked_steps."""
+
+
+@pytest.mark.parametrize("label", STEP_METHODS)
+def test_comparison_of_steps(label):
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    [row] = [line for line in lines if line.startswith(f"| {STEP_METHODS[label]} |")]
     folder = ROOT / "benchmarks" / "results" / "worked_steps" / "runs"
-    chain, grpo = (
-        json.loads((folder / name / "seed-0.json").read_text())["curve"] for name in ("grft_chain", "grpo")
+    curves, base = (
+        [json.loads((folder / name / f"seed-{seed}.json").read_text())["curve"] for seed in (0, 1)]
+        for name in (label, "grpo")
     )
-    measured = [100 * point["accuracy"] for point in (chain[0], chain[-1], grpo[-1])]
-    assert [float(number) for number in said.groups()] == pytest.approx(measured, abs=0.0501)
+    reached = [
+        next(point["generated_tokens"] for point in curve[1:] if point["accuracy"] >= goal[-1]["accuracy"])
+        for curve, goal in zip(curves, base, strict=True)
+    ]
+    finals, tokens = row.split("|")[2:4]
+    said = [float(number) for number in re.findall(r"\d+\.\d+", finals)]
+    assert said == pytest.approx([100 * curve[-1]["accuracy"] for curve in curves], abs=0.0501)
+    assert [int(number) for number in tokens.split(",")] == [round(own / 1000) for own in reached]
