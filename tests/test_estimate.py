@@ -11,7 +11,6 @@ from graft.config_file import check_config
 from graft.estimate import (
     Critiques,
     EvaluationWork,
-    Facts,
     GrownTree,
     Memory,
     PhaseWork,
@@ -27,6 +26,7 @@ from graft.estimate import (
     scoring_seconds,
     update_seconds,
 )
+from graft.estimated import Facts
 from graft.phases import phases_of
 from graft.trial_sampling import decode_costs
 from graft.workload import (
@@ -229,15 +229,6 @@ def test_the_whole_estimate():
     assert found.tokens_scored == 10 * 0.5 * 140
     # the measurement holds 20 prompts of 50 tokens and their logits, and 8 slots of 16 tokens
     assert found.memory_bytes == 2_000 + 1_600 + 800 + (1_128 * 2 + 200 - 300)
-
-    said = found.to_json()
-    assert said["rows_train"] == 100
-    assert said["steps"] == {"warm start": 3, "training": 10}
-    assert said["peak_memory_gb"] == found.memory_bytes / 1e9
-    text = found.to_text()
-    assert "100 to train on, 20 held out; they share no question" in text
-    assert "50 tokens on average, 61 the longest" in text
-    assert "Assumed:\n- completions have 10 tokens" in text
 
 
 def plan(tried: Tried | None = None, **settings):

@@ -20,19 +20,10 @@ from pathlib import Path
 import torch
 
 from graft.algorithm_settings import SFT, OnTrees, Sampled
-from graft.assemble import Parts, assemble, load_worked
+from graft.assemble import Parts, assemble
 from graft.config import RunConfig
-from graft.data.worked import worked_trees
-from graft.estimate import (
-    Estimate,
-    Facts,
-    Memory,
-    PhaseWork,
-    SamplingSpeeds,
-    Speeds,
-    Workload,
-    estimate,
-)
+from graft.estimate import Memory, PhaseWork, SamplingSpeeds, Speeds, Workload, estimate
+from graft.estimated import Estimate, Facts
 from graft.graders import judges_of
 from graft.held_out_loss import having_worked
 from graft.memory import memory_errors, peak_memory_gb
@@ -41,7 +32,6 @@ from graft.phases import Phase, phases_of
 from graft.report.metrics import Stage
 from graft.runs import check_grader
 from graft.trainer import asks_exact_kl
-from graft.tree import Tree
 from graft.trial_sampling import (
     TriedSampling,
     judged_elsewhere,
@@ -50,8 +40,8 @@ from graft.trial_sampling import (
     try_measuring,
     try_sampling,
 )
-from graft.trial_update import TriedUpdate, read_share_of, read_tokens, rehearse, try_update
-from graft.types import Grade, Prompt
+from graft.trial_update import TriedUpdate, read_share_of, read_tokens, rehearse, try_update, worked_out
+from graft.types import Grade
 from graft.workload import (
     PHASE_NAMES,
     HeldOut,
@@ -161,7 +151,7 @@ def _try_phase(parts: Parts, phase: Phase) -> _TriedPhase:
     """A little of a phase; after a warm start the policy is another, as in the run."""
     settings = phase.settings
     if isinstance(settings, SFT):
-        trees = _worked_trees(parts, settings, parts.train[:WORKED_ROWS])
+        trees = worked_out(parts, settings, parts.train[:WORKED_ROWS])
         lengths = [tree.completion_length(leaf) for tree in trees for leaf in tree.leaves()]
         updated = try_update(parts, phase, trees[: phase.rows_per_step])
         rehearsed = rehearse(parts, phase) if phase.stage is Stage.WARM_START else 0
@@ -182,10 +172,6 @@ def _peak_bytes(parts: Parts) -> int:
     return round(peak_memory_gb(parts.device) * 1e9)
 
 
-def _worked_trees(parts: Parts, settings: SFT, prompts: Sequence[Prompt]) -> list[Tree]:
-    return worked_trees(prompts, load_worked(settings.worked, Path(parts.config.base)), parts.encoder)
-
-
 def _held_out(parts: Parts, phases: Sequence[Phase], measuring: TriedSampling | None) -> HeldOut:
     """What is measured on."""
     if not parts.held_out:
@@ -195,7 +181,7 @@ def _held_out(parts: Parts, phases: Sequence[Phase], measuring: TriedSampling | 
     worked = 0
     for settings in validates(phases)[:1]:
         have = having_worked(parts.held_out[: parts.config.evaluation.rows], settings.worked)
-        trees = _worked_trees(parts, settings, have)
+        trees = worked_out(parts, settings, have)
         worked = read_tokens(parts, trees)[0] if trees else 0
     return HeldOut(rows, mean_prompt(parts.held_out), worked, lengths)
 

@@ -22,7 +22,7 @@ from graft.memory import memory_errors
 from graft.phases import Phase
 from graft.trainer import UPDATE_MEMORY, Trainer, everything, penalised
 from graft.tree import Tree
-from graft.types import Appraisal, Credit
+from graft.types import Appraisal, Credit, Prompt
 from graft.update.packing import pack
 from graft.workload import keeps_rollout, scorings
 
@@ -143,9 +143,7 @@ def rehearse(parts: Parts, phase: Phase) -> int:
             if time.perf_counter() - began > REHEARSAL_SECONDS:
                 return done
             prompts = [parts.train[place] for place in cursor.take(phase.rows_per_step)]
-            trees = worked_trees(
-                prompts, load_worked(settings.worked, Path(parts.config.base)), parts.encoder
-            )
+            trees = worked_out(parts, settings, prompts)
             trainer.update(
                 done + 1,
                 trainer.learning_rates(done + 1, 0),
@@ -156,6 +154,11 @@ def rehearse(parts: Parts, phase: Phase) -> int:
                 where=f"the trial, warm start step {done + 1}",
             )
     return steps
+
+
+def worked_out(parts: Parts, settings: SFT, prompts: Sequence[Prompt]) -> list[Tree]:
+    """The rows' own completions."""
+    return worked_trees(prompts, load_worked(settings.worked, Path(parts.config.base)), parts.encoder)
 
 
 def _is_scored(config: RunConfig, phase: Phase) -> bool:
