@@ -223,6 +223,9 @@ def test_the_whole_estimate():
         }
     )
     assert found.seconds == pytest.approx(sum(seconds.values()))
+    # no group trains: of the updates the optimiser's steps are left
+    dropped = 10 * 0.5 * 140 * 0.003 + 10 * 140 * 0.01
+    assert found.seconds_without_signal == pytest.approx(found.seconds - dropped)
     assert found.tokens_sampled_training == 10 * 80
     assert found.tokens_sampled_measuring == 220
     assert found.tokens_trained == 3 * 120 + 10 * 140

@@ -21,6 +21,7 @@ FOUND = Estimate(
         threads=2,
     ),
     items=[Item("start", 1, 5.0), Item("training: update", 10, 16.0)],
+    seconds_without_signal=165.0,
     memory_bytes=2_460_000_000,
     tokens_sampled_training=800.4,
     tokens_sampled_measuring=220.0,
@@ -41,7 +42,7 @@ def test_scripts_get_every_figure():
     assert (said["rows_train"], said["rows_held_out"], said["rows_shared"]) == (100, 20, 0)
     assert said["steps"] == {"warm start": 3, "training": 1_200}
     assert said["tokens_sampled_training"] == 800
-    assert said["seconds"] == 165.0
+    assert said["seconds"] == said["seconds_without_signal"] == 165.0
     assert said["parts"][1] == {
         "name": "training: update",
         "times": 10,
@@ -67,3 +68,10 @@ def test_people_get_a_page():
 
 def test_scored_tokens_are_named_where_there_are_any():
     assert ", 90 to score without gradient\n" in replace(FOUND, tokens_scored=90.0).to_text()
+
+
+def test_time_is_a_range_where_groups_may_lose_their_signal():
+    said = (
+        "time      about 2 min 45 s with as many groups of different scores as now; 20 s if there were none\n"
+    )
+    assert said in replace(FOUND, seconds_without_signal=20.0).to_text()

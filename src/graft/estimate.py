@@ -293,6 +293,26 @@ def estimate(
     """Count what a workload takes at the given speeds."""
     calls = [largest_call(phase) for phase in work.phases if phase.drawn] + [e.call for e in work.evaluations]
     held = [call.engine_bytes(memory, slots=work.slots, max_new_tokens=work.max_new_tokens) for call in calls]
+    unsignalled = [replace(p, trained_share=0.0) if p.trained_share < 1 else p for p in work.phases]
+    least = _items(replace(work, phases=unsignalled), speeds)
+    return Estimate(
+        facts=facts,
+        items=_items(work, speeds),
+        seconds_without_signal=math.fsum(item.seconds for item in least),
+        memory_bytes=memory.peak(max(held, default=0.0)),
+        tokens_sampled_training=math.fsum(p.steps * p.sampled_tokens for p in work.phases),
+        tokens_sampled_measuring=math.fsum(e.times * e.call.tokens for e in work.evaluations),
+        tokens_trained=math.fsum(p.steps * p.passes * p.update_tokens for p in work.phases),
+        tokens_scored=math.fsum(
+            p.steps * (p.scorings + p.anchor_scorings) * p.scored_tokens for p in work.phases
+        ),
+        steps={phase.name: phase.steps for phase in work.phases},
+        assumptions=assumptions,
+    )
+
+
+def _items(work: Workload, speeds: Speeds) -> list[Item]:
+    """The run's parts in order; those that never come are left out."""
     items = [Item("start", 1, speeds.start)]
     items += [
         Item(
@@ -318,19 +338,7 @@ def estimate(
         for v in work.validations
     ]
     items.append(Item("writing checkpoints", 1, work.written_bytes * speeds.write_byte))
-    return Estimate(
-        facts=facts,
-        items=[item for item in items if item.times],
-        memory_bytes=memory.peak(max(held, default=0.0)),
-        tokens_sampled_training=math.fsum(p.steps * p.sampled_tokens for p in work.phases),
-        tokens_sampled_measuring=math.fsum(e.times * e.call.tokens for e in work.evaluations),
-        tokens_trained=math.fsum(p.steps * p.passes * p.update_tokens for p in work.phases),
-        tokens_scored=math.fsum(
-            p.steps * (p.scorings + p.anchor_scorings) * p.scored_tokens for p in work.phases
-        ),
-        steps={phase.name: phase.steps for phase in work.phases},
-        assumptions=assumptions,
-    )
+    return [item for item in items if item.times]
 
 
 def sampling_seconds(call: Sampling, speeds: SamplingSpeeds, *, slots: int) -> float:

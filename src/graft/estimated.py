@@ -48,6 +48,10 @@ class Estimate:
 
     facts: Facts
     items: Sequence[Item]
+    seconds_without_signal: float
+    """Of the whole run if no group had different scores, where only such groups train: a model that learns gets there
+    slowly, and its steps get cheaper."""
+
     memory_bytes: float
     tokens_sampled_training: float
     tokens_sampled_measuring: float
@@ -78,6 +82,7 @@ class Estimate:
             "tokens_trained": round(self.tokens_trained),
             "tokens_scored": round(self.tokens_scored),
             "seconds": self.seconds,
+            "seconds_without_signal": self.seconds_without_signal,
             "parts": [
                 {
                     "name": item.name,
@@ -116,7 +121,7 @@ class Estimate:
         ]
         lines += [
             "",
-            f"time      about {duration_in_words(self.seconds)}",
+            f"time      about {duration_in_words(self.seconds)}" + self._without_signal(),
             f"memory    about {self.memory_bytes / 1e9:.1f} GB at most",
             f"run       {facts.run}",
             "",
@@ -124,3 +129,9 @@ class Estimate:
             *(f"- {assumption}" for assumption in self.assumptions),
         ]
         return "\n".join(lines)
+
+    def _without_signal(self) -> str:
+        if self.seconds_without_signal == self.seconds:
+            return ""
+        least = duration_in_words(self.seconds_without_signal)
+        return f" with as many groups of different scores as now; {least} if there were none"

@@ -311,6 +311,6 @@ def _signal_assumptions(own: PhaseWork) -> list[str]:
     if own.trained_share < 1:
         return [
             f"{100 * own.trained_share:.0f} % of these go through the update: a group whose scores are all equal "
-            "does not train"
+            "does not train; as the model learns there are more of these, and steps get cheaper"
         ]
     return []
