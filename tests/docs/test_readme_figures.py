@@ -159,15 +159,23 @@ def test_comparison_of_steps(label):
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     [row] = [line for line in lines if line.startswith(f"| {STEP_METHODS[label]} |")]
     folder = ROOT / "benchmarks" / "results" / "worked_steps" / "runs"
-    curves, base = (
-        [json.loads((folder / name / f"seed-{seed}.json").read_text())["curve"] for seed in (0, 1)]
+    runs, base = (
+        [json.loads((folder / name / f"seed-{seed}.json").read_text()) for seed in range(3)]
         for name in (label, "grpo")
     )
+    finals = [100 * run["curve"][-1]["accuracy"] for run in runs]
+    goals = [run["curve"][-1]["accuracy"] for run in base]
     reached = [
-        next(point["generated_tokens"] for point in curve[1:] if point["accuracy"] >= goal[-1]["accuracy"])
-        for curve, goal in zip(curves, base, strict=True)
+        next((point["generated_tokens"] for point in run["curve"][1:] if point["accuracy"] >= goal), None)
+        for run, goal in zip(runs, goals, strict=True)
     ]
-    finals, tokens = row.split("|")[2:4]
-    said = [float(number) for number in re.findall(r"\d+\.\d+", finals)]
-    assert said == pytest.approx([100 * curve[-1]["accuracy"] for curve in curves], abs=0.0501)
-    assert [int(number) for number in tokens.split(",")] == [round(own / 1000) for own in reached]
+    segments = [own for run in runs if (own := run["segments_per_completion"]) is not None]
+    final, tokens, cut = (cell.strip() for cell in row.split("|")[2:5])
+    said = [float(number) for number in re.findall(r"\d+\.\d+", final)]
+    assert said == pytest.approx([sum(finals) / 3, *finals], abs=0.0501)
+    assert tokens == ", ".join("never" if own is None else f"{own / 1000:.0f}" for own in reached)
+    if segments:
+        means = [sum(own[fifth] for own in segments) / 3 for fifth in ("first", "last")]
+        assert [float(number) for number in cut.split(", ")] == pytest.approx(means, abs=0.0501)
+    else:
+        assert cut == "–"
