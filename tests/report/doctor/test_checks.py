@@ -36,13 +36,14 @@ from tests.report.doctor.runs import (
 def test_a_healthy_run_is_ok_throughout(tmp_path):
     found = findings(write_run(tmp_path / "run"), topic="topic", elsewhere=OTHER_ROWS)
     verdicts = {name: finding.verdict for name, finding in found.items()}
-    uncut = {"distinct_segments", "step_count", "critic_agreement"}
-    assert {name for name, verdict in verdicts.items() if verdict is Verdict.NOT_MEASURED} == uncut
-    assert {name for name, verdict in verdicts.items() if verdict is not Verdict.OK} == uncut
+    absent = {"distinct_segments", "step_count", "critic_agreement", "value_model"}
+    assert {name for name, verdict in verdicts.items() if verdict is Verdict.NOT_MEASURED} == absent
+    assert {name for name, verdict in verdicts.items() if verdict is not Verdict.OK} == absent
 
 
 def test_a_healthy_run_of_segments_is_ok_throughout(tmp_path):
-    folder = write_run(tmp_path / "run", algorithm="rft", group=chained)
+    recorded = {"value_explained_variance": 0.6}
+    folder = write_run(tmp_path / "run", algorithm="rft", group=chained, metrics=lambda step: recorded)
     found = findings(folder, topic="topic", elsewhere=OTHER_ROWS)
     unmeasured = ("difficulty_weight", "zero_signal", "coverage")
     assert not_ok(found) == dict.fromkeys(unmeasured, Verdict.NOT_MEASURED)
@@ -209,6 +210,10 @@ CASES: list[tuple[str, Verdict, dict[str, Any], float | None]] = [
     ("clipped", Verdict.LOOK, metric("clipped_share", 0.3), 0.3),
     ("clipped", Verdict.BAD, metric("clipped_share", 0.5), 0.5),
     ("clipped", Verdict.NOT_MEASURED, metric("clipped_share", None), None),
+    ("value_model", Verdict.OK, metric("value_explained_variance", 0.6), 0.6),
+    ("value_model", Verdict.LOOK, metric("value_explained_variance", 0.2), 0.2),
+    ("value_model", Verdict.BAD, metric("value_explained_variance", -0.3), -0.3),
+    ("value_model", Verdict.NOT_MEASURED, {"groups": 0}, None),
     ("kl", Verdict.LOOK, metric("kl_to_initial", 0.1), 0.1),
     ("kl", Verdict.BAD, metric("kl_to_initial", 0.9), 0.9),
     ("kl", Verdict.BAD, metric("kl_to_initial", math.nan), math.nan),

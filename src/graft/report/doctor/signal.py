@@ -114,6 +114,18 @@ def clipped(run: Evidence) -> Measured | NotMeasured:
     return Measured(late, f"{100 * late:.2g} % of the last steps' tokens, {100 * max(values):.2g} % at most")
 
 
+def value_model(run: Evidence) -> Measured | NotMeasured:
+    """How much of the returns the value model foresees, late steps."""
+    values = run.column("value_explained_variance")
+    if not values:
+        return NotMeasured("no step recorded `value_explained_variance`: this algorithm has no value model")
+    late = fmean(values[-late_count(len(values)) :])
+    return Measured(
+        late,
+        f"{100 * late:.0f} % of the returns' variance in the last steps, {100 * max(values):.0f} % at most",
+    )
+
+
 def kl(run: Evidence) -> Measured | NotMeasured:
     """KL divergence from the model that training started with, last measurement."""
     values = run.column("kl_to_initial")
@@ -218,6 +230,22 @@ SIGNAL = (
         change="Lower `optimizer.learning_rate` or `algorithm.updates_per_batch`, or widen "
         "`algorithm.clip.high` and `algorithm.clip.low`.",
         measure=clipped,
+    ),
+    Check(
+        name="value_model",
+        title="Value model foresees returns",
+        failure_point="",
+        measures="Share of the variance of the returns that the value model explains at sampling, mean over the last "
+        "fifth of steps.",
+        unit="share",
+        look=0.3,
+        bad=0.0,
+        reason="What it does not explain stands in the advantages. At 0 it is no better than a constant: an advantage "
+        "then says how hard its row is before it says what was done on it. With 30 % that is still most of it.",
+        change="More updates of the value model from the same samples (`algorithm.updates_per_batch`, "
+        "`algorithm.minibatches`), `algorithm.value.learning_rate`, `algorithm.value.trunk`; more steps; or methods "
+        "that compare samples instead of foreseeing them, such as GRPO and GRFT (`algorithm`).",
+        measure=value_model,
     ),
     Check(
         name="kl",
