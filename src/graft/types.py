@@ -39,6 +39,12 @@ class Purpose(StrEnum):
     MONTE_CARLO = "monte_carlo"
 
 
+def last_asked(messages: Sequence[Message]) -> int:
+    """Place of the last user message; of the last of all where there is none."""
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    return users[-1] if users else len(messages) - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One row of a data set, ready to be continued by the model."""
@@ -56,7 +62,13 @@ class Prompt:
     """The templated conversation, generation prompt included."""
 
     question: str
-    """Text by which rows are told apart when train and held-out rows are split."""
+    """The last user message as it stands in the row, without `data.suffix`: what critics judge thoughts by. The last
+    message of all where there is no user's."""
+
+    @property
+    def earlier(self) -> Sequence[Message]:
+        """The messages before the question: system or developer, examples, earlier turns."""
+        return self.messages[: last_asked(self.messages)] if self.messages else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,3 +29,9 @@ def make_chain(
     texts = [*thoughts, *([] if answer is None else [answer])]
     spans = tuple(np.array([ord(letter) for letter in text], np.int32) for text in texts)
     return Chain(prompt, thoughts, answer, spans, None if score is None else Grade(score))
+
+
+def behind(chain: Chain, *earlier: tuple[str, str]) -> Chain:
+    """The same chain with messages, of role and text, before its question."""
+    messages = [*({"role": role, "content": text} for role, text in earlier), *chain.prompt.messages]
+    return replace(chain, prompt=replace(chain.prompt, messages=tuple(messages)))

@@ -10,7 +10,7 @@ import pytest
 from graft.critics.equations import EquationsCritic
 from graft.critics.question import numbers_given
 from graft.types import Critique, Outcome
-from tests.critics.chains import make_chain
+from tests.critics.chains import behind, make_chain
 
 
 def judge(*thoughts: str, scale: float = 10.0, factor: float = 0.5, **chain: Any) -> Critique:
@@ -78,6 +78,27 @@ def test_cardinals():
     numbers = numbers_given("One of twenty-five men, two boys and ninety girls; sixteen 16").numbers
     assert numbers == {Fraction(25): 1, Fraction(2): 1, Fraction(90): 1, Fraction(16): 2}
     assert Fraction(120_000_000) in numbers_given("It made $120 million").implied
+
+
+def test_numbers_of_earlier_messages_are_known_but_need_not_be_used():
+    chain = make_chain("5 * 12 = 60", "60 + 7 = 67", question="What do 5 tickets cost?")
+    system = ("developer", "A ticket costs 12 euros.")
+    [alone], [told] = (
+        EquationsCritic(scale=10, unknown_operand_factor=0.5)([chain]),
+        EquationsCritic(scale=10, unknown_operand_factor=0.5)([behind(chain, system)]),
+    )
+    assert alone.thoughts == (5, 5)
+    assert told.thoughts == (10, 5)  # 7 comes from nowhere
+    assert told.progress == alone.progress == (10, 10)
+
+
+def test_examples_before_the_question_state_no_sum_of_it():
+    chain = make_chain("1 + 2 = 3", "3 + 3 = 6", question="Add up: 1 + 2\n+ 3")
+    [critique] = EquationsCritic(scale=10, unknown_operand_factor=0.5)(
+        [behind(chain, ("user", "4 + 4 + 1?"), ("assistant", "9"))]
+    )
+    assert critique.thoughts == (10, 10)
+    assert critique.progress == (pytest.approx(20 / 3), 10)
 
 
 def test_repeated_numbers_count_as_often_as_they_stand():

@@ -13,7 +13,7 @@ from graft.critics.judge import JudgeCritic, earliest_error_scores
 from graft.errors import DataError
 from graft.grading.judge_client import AnswersOnDisk, JudgeClient, JudgeServer
 from graft.types import Critique, Outcome, TokenUsage
-from tests.critics.chains import SARAH, make_chain
+from tests.critics.chains import SARAH, behind, make_chain
 from tests.grading.samples import Reply, Request, Scripted, judged
 
 CHAIN = make_chain("50 - 15 = 35\n", "35 - 10 = 24\n", answer="Answer: 49", score=0.0, answer_key="50")
@@ -47,6 +47,20 @@ def ask(server: Scripted) -> Iterator[Any]:
     yield ask
     for client in opened:
         client.close()
+
+
+def test_the_judge_reads_the_conversation_as_it_stands(server, ask):
+    code = "What does this print?\n\n```python\nif a:\n    b()\n```"
+    chain = make_chain("it prints 2", question="a = 2")
+    server.replies = [judged({"thought_1": SCORES["thought_1"]})]
+    ask(behind(chain, ("developer", "b prints a."), ("user", code), ("assistant", "Which a?")))
+    told = json.loads(server.requests[0].body["messages"][1]["content"])
+    assert told["before_the_question"] == [
+        {"role": "developer", "content": "b prints a."},
+        {"role": "user", "content": code},
+        {"role": "assistant", "content": "Which a?"},
+    ]
+    assert told["question"] == "a = 2"
 
 
 def test_all_thoughts_in_one_question(server, ask):

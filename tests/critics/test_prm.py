@@ -13,7 +13,7 @@ from graft.critics.prm import PRMCritic, load_prm
 from graft.errors import ModelError
 from graft.types import Chain, Outcome
 from tests.conftest import build_tiny_config, build_tiny_tokenizer
-from tests.critics.chains import make_chain
+from tests.critics.chains import behind, make_chain
 
 CPU = torch.device("cpu")
 CHAINS = [
@@ -65,6 +65,14 @@ def test_judgements_are_read_at_the_ends_of_thoughts(loaded, separator, batch_si
         assert critique.progress == critique.thoughts
         assert critique.outcome is Outcome.GRADED
     assert critic(CHAINS)[0].overall == 5
+
+
+def test_messages_before_the_question_are_read(loaded):
+    chain = behind(CHAINS[3], ("system", "Be right."), ("user", "1?"), ("assistant", "2"))
+    [critique] = PRMCritic(*loaded, scale=1, progress="same")([chain])
+    whole = f"Be right.\n1?\n2\n{CHAINS[3].prompt.question}"
+    assert critique.thoughts == pytest.approx(slow(loaded, chain, "\n", prefix=whole), abs=1e-5)
+    assert critique.thoughts != pytest.approx(slow(loaded, CHAINS[3], "\n"), abs=1e-5)
 
 
 def test_progress(loaded):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.data.chat import PLAIN, ChatEncoder, end_of_turn_id, prompts_from_rows
-from graft.data.rows import Row, question_of
+from graft.data.rows import Row, key_of
 from graft.errors import DataError
 
 Make = Callable[..., Any]
@@ -159,7 +159,7 @@ def test_a_template_without_end_of_turn_ends_with_the_tokenizers_eos(make_tiny_t
 
 def rows_of(*texts: str) -> list[Row]:
     return [
-        Row(index, (user(text),), {"answer": index}, question_of([user(text)]), f"rows.jsonl:{index + 1}")
+        Row(index, (user(text),), {"answer": index}, text, key_of([user(text)]), f"rows.jsonl:{index + 1}")
         for index, text in enumerate(texts)
     ]
 
@@ -170,7 +170,7 @@ def test_prompts_keep_what_belongs_to_the_row(tiny_tokenizer: Any) -> None:
     first, second = prompts_from_rows(rows, encoder, 256)
     assert (first.row, first.question, first.item, first.messages) == (
         0,
-        "a b",
+        "a  b",
         {"answer": 0},
         rows[0].messages,
     )

@@ -37,7 +37,8 @@ def test_openai_rows(tmp_path: Path) -> None:
             index=0,
             messages=tuple(messages),
             item={"messages": messages, "answer": "4", "meta": {"difficulty": 2}},
-            question="What is 2+2? Now",
+            question="Now",
+            key="What is 2+2? Now",
             where="rows.jsonl:1",
         )
     ]
@@ -58,6 +59,16 @@ def test_prompt_column_system_and_suffix(tmp_path: Path) -> None:
 def test_a_row_keeps_its_own_system_message(tmp_path: Path) -> None:
     own = [{"role": "developer", "content": "Mine."}, user("hi")]
     assert list(read_text(json.dumps({"messages": own}), tmp_path, system="Other.")[0].messages) == own
+
+
+def test_the_question_is_the_last_user_message_as_it_stands(tmp_path: Path) -> None:
+    """White space is meaning to a judge of code; `data.suffix` is none of the row's."""
+    code = "Mend this:\n    if  a:\n"
+    [row] = read_text(json.dumps({"prompt": code}), tmp_path, suffix="\nThink.")
+    assert (row.question, row.key) == (code, "Mend this: if a:")
+    turns = [user("a?"), {"role": "assistant", "content": "b"}, user("c\n?")]
+    [row] = read_text(json.dumps({"messages": turns}), tmp_path)
+    assert (row.question, row.key) == ("c\n?", "a? c ?")
 
 
 def test_prompt_column_may_hold_messages(tmp_path: Path) -> None:
@@ -187,7 +198,8 @@ def test_csv(tmp_path: Path) -> None:
     rows = read_text(text, tmp_path, "rows.csv")
     assert [row.where for row in rows] == ["rows.csv:2", "rows.csv:5"]
     assert rows[0].item == {"prompt": "What, then,\nis 2+2?", "answer": "4"}
-    assert rows[0].question == "What, then, is 2+2?"
+    assert rows[0].question == "What, then,\nis 2+2?"
+    assert rows[0].key == "What, then, is 2+2?"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from graft.errors import DataError
 
 def rows_of(questions: list[str]) -> list[Row]:
     return [
-        Row(index, ({"role": "user", "content": question},), {}, question, f"rows.jsonl:{index + 1}")
+        Row(
+            index, ({"role": "user", "content": question},), {}, question, question, f"rows.jsonl:{index + 1}"
+        )
         for index, question in enumerate(questions)
     ]
 
@@ -26,30 +28,30 @@ def test_sides_share_no_question_and_held_out_rows_are_distinct(
     rows = rows_of(questions)
     held_out = data.draw(st.integers(0, len(set(questions)) - 1))
     train, held = split_rows(rows, held_out, seed=seed)
-    assert len(held) == held_out == len({row.question for row in held})
+    assert len(held) == held_out == len({row.key for row in held})
     refuse_overlap(train, held)
-    assert {row.question for row in [*train, *held]} == set(questions)
+    assert {row.key for row in [*train, *held]} == set(questions)
     kept = [row.index for row in train]
     assert kept == sorted(kept)
     # every row that is on neither side repeats a held-out question
     sides = {row.index for row in [*train, *held]}
-    assert all(row.question in {h.question for h in held} for row in rows if row.index not in sides)
+    assert all(row.key in {h.key for h in held} for row in rows if row.index not in sides)
 
 
 @given(questions=questions, seed=st.integers(), data=st.data())
 def test_the_choice_depends_on_questions_alone(questions: list[str], seed: int, data: st.DataObject) -> None:
     held_out = data.draw(st.integers(0, len(set(questions)) - 1))
     shuffled = data.draw(st.permutations(questions))
-    chosen = {row.question for row in split_rows(rows_of(questions), held_out, seed=seed)[1]}
-    assert chosen == {row.question for row in split_rows(rows_of(shuffled), held_out, seed=seed)[1]}
+    chosen = {row.key for row in split_rows(rows_of(questions), held_out, seed=seed)[1]}
+    assert chosen == {row.key for row in split_rows(rows_of(shuffled), held_out, seed=seed)[1]}
 
 
 @given(seed=st.integers(), added=st.integers(0, 20))
 def test_added_rows_move_at_most_as_many_others(seed: int, added: int) -> None:
     old = [f"q{number}" for number in range(40)]
-    before = {row.question for row in split_rows(rows_of(old), 10, seed=seed)[1]}
+    before = {row.key for row in split_rows(rows_of(old), 10, seed=seed)[1]}
     new = [f"new{number}" for number in range(added)]
-    after = {row.question for row in split_rows(rows_of(old + new), 10, seed=seed)[1]}
+    after = {row.key for row in split_rows(rows_of(old + new), 10, seed=seed)[1]}
     assert after & set(old) <= before  # no old training row becomes held out
     assert len(before - after) == len(after & set(new))
 

@@ -50,7 +50,7 @@ def test_other_things_are_no_tests(value):
 def test_rows_without_tests_are_found_before_the_run():
     spec = parse_grader({"type": "code_tests", "key": "checks"})
     rows = [
-        Row(index, [], item, "", f"rows.jsonl:{index + 1}")
+        Row(index, [], item, "", "", f"rows.jsonl:{index + 1}")
         for index, item in enumerate([{"checks": ["assert f(1)"]}, {"checks": [{"stdin": "1"}]}, {}])
     ]
     problems = list(check_rows(spec, rows))

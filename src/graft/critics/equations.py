@@ -1,6 +1,6 @@
 """The critic `equations`: does every equation of a thought hold, and do its numbers come from somewhere?
 
-S_k = B x share of right equations in thought k, times `unknown_operand_factor` if an operand is neither in the question
+S_k = B x share of right equations in thought k, times `unknown_operand_factor` if an operand is neither in the prompt
 nor a result written before; B/2 without an equation. Where the question states a sum, `stated_sum.py` keeps its terms,
 and the factor is for equations that do not add up terms that are left.
 P_k = B x (numbers of the question that right equations have used so far) / (numbers in the question), each occurrence
@@ -21,6 +21,7 @@ from graft.critics.question import Given, numbers_given, readings
 from graft.critics.scores import overall_score, share_of_time
 from graft.critics.stated_sum import TermsLeft, stated_sum
 from graft.critics.symbols import show
+from graft.data.rows import text_of
 from graft.types import Chain, Critique
 
 
@@ -52,9 +53,11 @@ class EquationsCritic:
         return share_of_time([self._judge(chain) for chain in chains], began)
 
     def _judge(self, chain: Chain) -> Critique:
-        terms = stated_sum(chain.prompt.question)
+        question = " ".join(chain.prompt.question.split())  # a line break within a sum is no end of it
+        terms = stated_sum(question)
         if terms is None:
-            record = _Record(numbers_given(chain.prompt.question))
+            earlier = [text_of(message["content"]) for message in chain.prompt.earlier]
+            record = _Record(numbers_given(question), [numbers_given(text) for text in earlier])
         else:
             record = TermsLeft(terms, in_order=self._in_order)
         thoughts, progress, reasons = [], [], []
@@ -77,10 +80,12 @@ class EquationsCritic:
 class _Record:
     """What can be computed with, and what has been used, as the chain goes on."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: Given, earlier: Sequence[Given]) -> None:
         self._numbers = sum(given.numbers.values())
         self._left = Counter(given.numbers)
-        self._known: set[Fraction] = {*given.numbers, *given.implied}
+        self._known: set[Fraction] = {
+            number for each in (given, *earlier) for number in (*each.numbers, *each.implied)
+        }
 
     @property
     def share_used(self) -> float:

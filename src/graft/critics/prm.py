@@ -17,8 +17,9 @@ import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from graft.critics.scores import failed, overall_score, share_of_time
+from graft.data.rows import text_of
 from graft.errors import ModelError
-from graft.types import Chain, Critique, Outcome
+from graft.types import Chain, Critique, Outcome, Prompt
 
 Progress = Literal["same", "minimum", "product"]
 Template = Literal["plain", "chat"]
@@ -45,7 +46,7 @@ class PRMCritic:
             tokenizer: the model's.
             scale: B, the highest score.
             separator: text behind each thought.
-            template: the question as it is, or as the user's message in the tokenizer's chat template.
+            template: the texts of the conversation, a line break between them, or the tokenizer's chat template.
             progress: how P_k comes from r_1..r_k.
             label: index of the label that means right.
             batch_size: chains that go through the model at once.
@@ -84,21 +85,24 @@ class PRMCritic:
 
     def _encode(self, chain: Chain) -> tuple[list[int], list[int]]:
         """Token ids, and the place of each thought's last token."""
-        ids = self._question(chain.prompt.question)
+        ids = self._question(chain.prompt)
         ends = []
         for text in chain.thoughts:
             ids = ids + self._ids(text.strip()) + self._separator
             ends.append(len(ids) - 1)
         return ids, ends
 
-    def _question(self, question: str) -> list[int]:
+    def _question(self, prompt: Prompt) -> list[int]:
+        messages = [
+            *({"role": own["role"], "content": text_of(own["content"])} for own in prompt.earlier),
+            {"role": "user", "content": prompt.question},
+        ]
         if self._template == "chat":
-            text = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-            )
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return self._ids(text)
         bos = self._tokenizer.bos_token_id
-        return ([] if bos is None else [bos]) + self._ids(question)
+        text = "\n".join(message["content"] for message in messages)
+        return ([] if bos is None else [bos]) + self._ids(text)
 
     def _unreadable(self, chain: Chain, ids: Sequence[int], ends: Sequence[int]) -> Critique | None:
         """The critique of a chain that need not or cannot go through the model."""

@@ -67,7 +67,7 @@ class ProcessRewardModel(CriticSection):
     end of a step name it here."""
 
     template: Literal["plain", "chat"] = "plain"
-    """The question as it is, or as the user's message in the model's chat template."""
+    """The row's messages up to the question as plain text, or in the model's chat template."""
 
     progress: Literal["same", "minimum", "product"] = "minimum"
     """P of a thought: its own judgement, the lowest so far, or the product of all so far."""

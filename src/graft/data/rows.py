@@ -14,7 +14,7 @@ from typing import Any
 
 from graft.data.sources import Problem, RawRow, draw_gym, nearest, read_csv, read_hub, read_jsonl, shown
 from graft.errors import ConfigError, DataError
-from graft.types import Message
+from graft.types import Message, last_asked
 
 ROLES = ("developer", "system", "user", "assistant")
 
@@ -37,6 +37,9 @@ class Row:
     """All keys of the row, for graders."""
 
     question: str
+    """As `Prompt.question`."""
+
+    key: str
     """What tells rows apart: the users' texts, white space normalised. Without `system` and `suffix`."""
 
     where: str
@@ -146,7 +149,7 @@ def text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
-def question_of(messages: Sequence[Message]) -> str:
+def key_of(messages: Sequence[Message]) -> str:
     """The users' texts (all texts if there is no user), each run of white space made one space."""
     users = [message for message in messages if message["role"] == "user"] or messages
     return " ".join(" ".join(text_of(message["content"]) for message in users).split())
@@ -200,7 +203,8 @@ def row_of(index: int, raw: RawRow, prompt_key: str, system: str | None = None, 
         messages = [{"role": "user", "content": value + suffix}]
     if system and messages[0]["role"] not in ("system", "developer"):
         messages = [{"role": "system", "content": system}, *messages]
-    return Row(index, tuple(messages), raw.value, question_of(given), raw.where)
+    question = text_of(given[last_asked(given)]["content"]) if given else ""
+    return Row(index, tuple(messages), raw.value, question, key_of(given), raw.where)
 
 
 def _check_message(message: Any, *, last: bool) -> Iterator[tuple[str, str, str]]:

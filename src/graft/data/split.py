@@ -32,14 +32,14 @@ def split_rows(rows: Sequence[Row], held_out: int, *, seed: int) -> tuple[list[R
         raise DataError(f"held_out = {held_out}: wants 0 or more rows.")
     first_with: dict[str, Row] = {}
     for row in rows:
-        first_with.setdefault(row.question, row)
+        first_with.setdefault(row.key, row)
     if len(first_with) <= held_out:
         raise DataError(
             f"cannot hold out {held_out} of {len(rows)} rows: they have {len(first_with)} distinct "
             "questions, and at least one must be left for training. Lower data.held_out or give more rows."
         )
     chosen = set(sorted(first_with, key=lambda question: _hash(question, seed))[:held_out])
-    train = [row for row in rows if row.question not in chosen]
+    train = [row for row in rows if row.key not in chosen]
     return train, [row for question, row in first_with.items() if question in chosen]
 
 
@@ -49,8 +49,8 @@ def refuse_overlap(train: Sequence[Row], held_out: Sequence[Row]) -> None:
     Raises:
         DataError: how many questions they share, and where the first of them are.
     """
-    places = {row.question: row.where for row in train}
-    shared = {row.question: row.where for row in held_out if row.question in places}
+    places = {row.key: row.where for row in train}
+    shared = {row.key: row.where for row in held_out if row.key in places}
     if shared:
         listed = "\n".join(
             f"  {question[:80]!r} ({places[question]} and {where})"
