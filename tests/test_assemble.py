@@ -14,7 +14,7 @@ from graft.algorithm_parts import KL, AdaptiveKL, Value
 from graft.algorithm_settings import GRPO, PPO, RFT, PolicyKL
 from graft.assemble import algorithm_notes, assemble, refuse_short_window
 from graft.config_file import check_config
-from graft.errors import ModelError
+from graft.errors import DataError, ModelError
 from tests.tasks import task_settings, write_task
 
 
@@ -53,6 +53,17 @@ def test_what_a_grader_holds_is_closed_when_the_model_is_missing(tmp_path):
     with pytest.raises(ModelError, match="nonesuch"):
         assemble(check_config(settings, where="test"))
     assert child_processes() == before
+
+
+def test_rows_without_what_the_judge_shall_see_are_refused_before_the_model_is_loaded(tmp_path):
+    write_task(tmp_path, "nonesuch")
+    critic = {"type": "judge", "model": "j", "reference_key": "answr"}
+    settings = task_settings(tmp_path, "nonesuch", algorithm={"name": "rft", "critic": critic})
+    said = (
+        r"critic.reference_key = 'answr': \d+ of \d+ rows .* the first at .*jsonl:\d+. Did you mean 'answer'"
+    )
+    with pytest.raises(DataError, match=said):
+        assemble(check_config(settings, where="test"))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from contextlib import ExitStack
 import pytest
 
 from graft.algorithm_settings import GRFT, RFT, SPOTree
+from graft.critics.scores import failed
 from graft.drawing import criticise, shape_of
+from graft.errors import GraderError
 from graft.rollout.grow_trees import Shape
 from graft.segments.settings import Segments, open_cutter
 from graft.thoughts import ThoughtCritic
 from graft.tree import ROOT, Kind, Tree
-from graft.types import Critic, Critique, Grade, StopReason, Tokens
+from graft.types import Critic, Critique, Grade, Outcome, StopReason, Tokens
 from tests.test_algorithms import group
 
 
@@ -64,6 +66,19 @@ def test_completions_are_cut_and_their_grades_go_to_the_chains():
     [leaf] = chain.leaves()
     assert moved == {leaf: Grade(1.0)}
     assert len(critiques[leaf].thoughts) == 3
+
+
+def test_a_critic_that_fails_too_often_says_on_what():
+    tree, grades = whole()
+
+    def fails(chains):
+        return [failed(Outcome.CRASHED, "broken") for _ in chains]
+
+    with pytest.raises(GraderError) as raised:
+        criticise(thought_critic(fails), RFT(), [tree], [grades], max_failure_rate=0.5)
+    assert "failed on 1 of 1 completions" in str(raised.value)
+    assert "1 x crashed: broken" in str(raised.value)
+    assert f"row {tree.prompt.row}, thoughts" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from graft.algorithm_settings import SFT, AlgorithmSettings, OfThoughts, Sampled
 from graft.config import Data, Model, Rollout, RunConfig, Sampling
+from graft.critics.build import refuse_rows as refuse_rows_for_critic
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
 from graft.data.rows import Row, read_rows
@@ -92,6 +93,8 @@ def assemble(
     train_rows, held_out_rows = read_and_split(
         config.data, seed=config.seed, base=Path(config.base), rows=rows
     )
+    if (asked := getattr(config.algorithm, "critic", None)) is not None:
+        refuse_rows_for_critic(asked, train_rows)
     with ExitStack() as opened:
         grader = build_grader(config, [*train_rows, *held_out_rows], reward=reward)
         if grader is not None:

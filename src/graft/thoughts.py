@@ -13,6 +13,7 @@ from graft.config import RunConfig
 from graft.crediting_trees import critic_scores
 from graft.critics.build import CriticServices, models_of, open_critic
 from graft.data.chat import ChatEncoder
+from graft.data.sources import shown
 from graft.errors import GraderError
 from graft.graders import open_grader, open_judges
 from graft.grading.grade import sample_of
@@ -23,7 +24,7 @@ from graft.segments.cut import chain_of, chains_of, cut_tree
 from graft.segments.cutter import Cutter, Cutting
 from graft.segments.settings import open_cutter
 from graft.tree import Tree
-from graft.types import Critic, Critique, Grade, Grader, Prompt, Tokens
+from graft.types import Chain, Critic, Critique, Grade, Grader, Prompt, Tokens
 
 LeafCritiques = Mapping[int, Critique]
 """Leaf -> critique of the chain that ends there."""
@@ -90,8 +91,9 @@ class ThoughtCritic:
             }
             for tree, own in zip(trees, grades, strict=True)
         ]
-        critiques = list(self.critic([chain for own in chains for chain in own.values()]))
-        refuse_failures(critiques, max_failure_rate)
+        flat = [chain for own in chains for chain in own.values()]
+        critiques = list(self.critic(flat))
+        refuse_failures(critiques, flat, max_failure_rate)
         remaining = iter(critiques)
         return [{leaf: next(remaining) for leaf in own} for own in chains]
 
@@ -141,19 +143,21 @@ class ThoughtCritic:
         self.held.close()
 
 
-def refuse_failures(critiques: Sequence[Critique], max_failure_rate: float) -> None:
+def refuse_failures(critiques: Sequence[Critique], chains: Sequence[Chain], max_failure_rate: float) -> None:
     """Raise if the critic failed on too many completions.
 
     Raises:
-        GraderError: counts the reasons.
+        GraderError: counts the reasons, and shows the first of these completions.
     """
     failed = [critique for critique in critiques if not critique.scored]
     if len(failed) > max_failure_rate * len(critiques):
+        first = next(chain for critique, chain in zip(critiques, chains, strict=True) if not critique.scored)
         reasons = Counter(f"{critique.outcome}: {critique.problem}" for critique in failed).most_common(3)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
         raise GraderError(
             f"the critic failed on {len(failed)} of {len(critiques)} completions (allowed: "
-            f"grading.max_failure_rate = {max_failure_rate:g}). {listed}"
+            f"grading.max_failure_rate = {max_failure_rate:g}). {listed}. The first: row {first.prompt.row}, thoughts "
+            f"{shown([*first.thoughts], 300)}, answer {shown(first.answer, 100)}"
         )
 
 

@@ -55,7 +55,7 @@ def fail() -> None:
 @pytest.mark.parametrize(
     ("value", "outcome", "words"),
     [
-        (fail, Outcome.CRASHED, "raised RuntimeError: broken"),
+        (fail, Outcome.CRASHED, "raised RuntimeError: broken (" + __file__),
         (None, Outcome.CRASHED, "want a Critique, or a mapping"),
         ({"thoughts": [1, 2]}, Outcome.CRASHED, "want a Critique, or a mapping"),
         (
@@ -63,8 +63,16 @@ def fail() -> None:
             Outcome.CRASHED,
             "want a Critique, or a mapping",
         ),
-        ({"thoughts": [1], "progress": [1, 2]}, Outcome.CRASHED, "1 thoughts for 2 thoughts"),
-        ({"thoughts": [1, 2], "progress": [1, 2], "reasons": ["a"]}, Outcome.CRASHED, "1 reasons for 2"),
+        (
+            {"thoughts": [1], "progress": [1, 2]},
+            Outcome.CRASHED,
+            "1 entries in 'thoughts' for a chain of 2 thoughts",
+        ),
+        (
+            {"thoughts": [1, 2], "progress": [1, 2], "reasons": ["a"]},
+            Outcome.CRASHED,
+            "1 entries in 'reasons'",
+        ),
         ({"thoughts": [1, "x"], "progress": [1, 2]}, Outcome.CRASHED, "could not convert"),
         ({"thoughts": [1, 11], "progress": [1, 2]}, Outcome.CRASHED, "want 0 to 10"),
         ({"thoughts": [1, -0.1], "progress": [1, 2]}, Outcome.CRASHED, "want 0 to 10"),

@@ -67,9 +67,9 @@ def test_a_critique_that_fits_stays():
 @pytest.mark.parametrize(
     ("change", "outcome", "words"),
     [
-        ({"thoughts": (1.0,)}, Outcome.CRASHED, "1 thoughts for 2 thoughts"),
-        ({"progress": (1.0, 2.0, 3.0)}, Outcome.CRASHED, "3 progress for 2 thoughts"),
-        ({"reasons": ("why",)}, Outcome.CRASHED, "1 reasons for 2 thoughts"),
+        ({"thoughts": (1.0,)}, Outcome.CRASHED, "1 entries in 'thoughts' for a chain of 2 thoughts"),
+        ({"progress": (1.0, 2.0, 3.0)}, Outcome.CRASHED, "3 entries in 'progress' for a chain of 2 thoughts"),
+        ({"reasons": ("why",)}, Outcome.CRASHED, "1 entries in 'reasons' for a chain of 2 thoughts"),
         ({"thoughts": (1.0, math.nan)}, Outcome.NOT_FINITE, "must be finite"),
         ({"overall": math.inf}, Outcome.NOT_FINITE, "must be finite"),
         ({"thoughts": (1.0, 10.1)}, Outcome.CRASHED, "want 0 to 10"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +21,9 @@ from graft.critics.settings import (
     ProcessRewardModel,
 )
 from graft.data.functions import load_function
-from graft.errors import ConfigError
+from graft.data.rows import Row
+from graft.data.sources import nearest
+from graft.errors import ConfigError, DataError
 from graft.grading.check import parse_grader
 from graft.grading.judge_client import JudgeClient
 from graft.grading.schema import GraderSpec
@@ -67,6 +69,21 @@ class CriticServices:
 def models_of(settings: CriticSettings) -> list[str]:
     """The judge models that a critic asks itself, as it names them."""
     return [settings.model] if isinstance(settings, Judge) else []
+
+
+def refuse_rows(settings: CriticSettings, rows: Sequence[Row]) -> None:
+    """Refuse rows that lack what the critic shows its judge.
+
+    Raises:
+        DataError: says how many, where the first of them is, and which keys it has.
+    """
+    key = getattr(settings, "reference_key", None)
+    lacking = [row for row in rows if key is not None and key not in row.item]
+    if lacking:
+        raise DataError(
+            f"algorithm.critic.reference_key = {key!r}: {len(lacking)} of {len(rows)} rows to train on have no such "
+            f"key, the first at {lacking[0].where}. {nearest(str(key), lacking[0].item)}"
+        )
 
 
 def open_critic(settings: CriticSettings, services: CriticServices) -> Critic:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from traceback import extract_tb
 from typing import Any
 
 from graft.critics.scores import checked, each_timed, failed, overall_score
@@ -11,6 +12,12 @@ from graft.grading.function import TimedFunction
 from graft.types import Chain, Critique, Outcome
 
 KEYS = ("thoughts", "progress", "overall", "reasons")
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, for people."""
+    frames = extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 class FunctionCritic:
@@ -45,7 +52,8 @@ class FunctionCritic:
         except TimeoutError as error:
             return failed(Outcome.TIMED_OUT, str(error), calls=1)
         if isinstance(value, BaseException):
-            return failed(Outcome.CRASHED, f"{name} raised {type(value).__name__}: {value}", calls=1)
+            problem = f"{name} raised {type(value).__name__}: {value}{_place(value)}"
+            return failed(Outcome.CRASHED, problem, calls=1)
         try:
             critique = value if isinstance(value, Critique) else self._read(value, chain)
         except Exception as error:  # anybody's object

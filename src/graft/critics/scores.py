@@ -79,7 +79,9 @@ def _misfit(critique: Critique, count: int, scale: float) -> tuple[Outcome, str]
     for name in ("thoughts", "progress", "reasons"):
         entries = getattr(critique, name)
         if len(entries) != count:
-            return Outcome.CRASHED, f"{len(entries)} {name} for {count} thoughts; want one each"
+            return Outcome.CRASHED, (
+                f"{len(entries)} entries in '{name}' for a chain of {count} thoughts; want one for each thought"
+            )
     scores = (*critique.thoughts, *critique.progress)
     overall = () if critique.overall is None else (critique.overall,)
     if not all(map(math.isfinite, (*scores, *overall))):
