@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from graft.algorithm_settings import SFT, AlgorithmSettings, OfThoughts, Sampled
 from graft.config import Data, Model, Rollout, RunConfig, Sampling
+from graft.critics.build import models_of
 from graft.critics.build import refuse_rows as refuse_rows_for_critic
 from graft.data.chat import ChatEncoder, prompts_from_rows
 from graft.data.functions import load_function
 from graft.data.rows import Row, read_rows
 from graft.data.split import refuse_overlap, split_rows
 from graft.errors import ConfigError, DataError, ModelError
-from graft.graders import grader_of_function, grader_spec, open_grader, refuse_rows
+from graft.graders import grader_of_function, grader_spec, judges_of, open_grader, refuse_rows
 from graft.grading.build import BuiltGrader
 from graft.held_out_loss import having_worked
 from graft.kernels import load_kernels
@@ -38,6 +39,7 @@ from graft.rollout.sampling import SamplingSettings
 from graft.rollout.torch_engine import TorchEngine
 from graft.thoughts import ThoughtCritic, open_thought_critic
 from graft.types import Prompt
+from graft.unreachable import unreachable_judges
 from graft.update.policy import PolicyForward, Precision, check_packed_forward
 
 Reward = Callable[..., Any]
@@ -132,6 +134,8 @@ def assemble(
             )
             opened.callback(critic.close)
         notes += [*algorithm_notes(config.algorithm), *validation_notes(config, held_out)]
+        if engine is not None:
+            notes += unreachable_judges(config.grading.judge, _judges(config, reward))
         dropped = len(train_rows) + len(held_out_rows) - len(train) - len(held_out)
         if dropped:
             notes.append(
@@ -152,6 +156,14 @@ def assemble(
             notes=notes,
             held=opened.pop_all(),
         )
+
+
+def _judges(config: RunConfig, reward: Reward | None) -> list[str]:
+    """The models that the grader and the critic ask."""
+    base, critic = Path(config.base), getattr(config.algorithm, "critic", None)
+    of_critic = [] if critic is None else models_of(critic)
+    of_its_grader = judges_of(getattr(critic, "grader", None), base)
+    return [*(judges_of(config.grader, base) if reward is None else []), *of_critic, *of_its_grader]
 
 
 def algorithm_notes(settings: AlgorithmSettings) -> list[str]:

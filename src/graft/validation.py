@@ -205,7 +205,7 @@ def _check_job(
 def _read_rows(path: Path, found: Found, prompt_key: str) -> None:
     found.files[str(path)] = "rows"
     read = read_jsonl if path.suffix.lower() == ".jsonl" else read_csv
-    known = {row.question: row.where for row in found.rows}
+    known = {row.key: row.where for row in found.rows}
     count = 0
     try:
         for raw in read(path):
@@ -215,8 +215,8 @@ def _read_rows(path: Path, found: Found, prompt_key: str) -> None:
             if isinstance(raw, RawRow) and not problems:
                 row = row_of(len(found.rows), raw, prompt_key)
                 found.rows.append(row)
-                if row.question in known and not known[row.question].startswith(f"{path.name}:"):
-                    found.notes.append(f"{row.where}: the same question as {known[row.question]}")
+                if row.key in known and not known[row.key].startswith(f"{path.name}:"):
+                    found.notes.append(f"{row.where}: the same question as {known[row.key]}")
     except DataError as error:
         found.row_problems.append(str(error))
         return
