@@ -27,8 +27,9 @@ def unreachable_judges(settings: Judge, models: Sequence[str]) -> list[str]:
         problem = _problem(url)
         if problem is not None:
             lines.append(
-                f"the judge {' and '.join(dict.fromkeys(asked))} at {url} takes no connection now ({problem}): start it, "
-                "or mend grading.judge.base_url; each question is tried grading.judge.retries times more before it fails"
+                f"the judge {' and '.join(dict.fromkeys(asked))} at {url} takes no connection now ({problem}): "
+                "start it, or mend grading.judge.base_url; each question is tried grading.judge.retries times more "
+                "before it fails"
             )
     return lines
 
