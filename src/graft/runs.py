@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 SHOWN_PAIRS = 3
 """Held-out rows printed before and after training."""
 
+STOPPING = (
+    "the run stops at the next moment at which nothing is lost, with a checkpoint. Another Ctrl-C or SIGTERM "
+    "stops it at once and loses the steps since the last checkpoint."
+)
+"""Said when a run is asked to stop, which may take as long as the longest of its units of work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -180,7 +186,7 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stag
     with ExitStack() as stack:
         stack.enter_context(folder)
         stack.enter_context(terminal)
-        interrupt = stack.enter_context(Interrupt())
+        interrupt = stack.enter_context(Interrupt(terminal.say, meaning=STOPPING))
         loop = Loop(parts, folder, terminal, interrupt)
         summary = _opening_summary(parts, loop, former=folder.read_summary())
         for note in parts.notes:

@@ -125,6 +125,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(task, training, graft):
     training.send_signal(signal.SIGINT)
     out, err = training.communicate(timeout=60)
     assert (training.returncode, out) == (130, "")
+    assert (
+        err.count("SIGINT: the run stops at the next moment at which nothing is lost, with a checkpoint.")
+        == 1
+    )
+    assert err.index("Another Ctrl-C") < err.index("interrupted (SIGINT)")
     assert f"interrupted (SIGINT): a checkpoint is written. Go on with: graft resume {run}" in err
     assert "Traceback" not in err
     assert 2 <= checkpoint_of(run) < 120
