@@ -18,7 +18,7 @@ from graft.errors import ConfigError, DivergenceError, GraftError
 from graft.interrupt import Interrupt, Interrupted
 from graft.report.html import write_report
 from graft.report.metrics import Moment, Stage
-from graft.report.run_folder import RunFolder
+from graft.report.run_folder import RunFolder, refuse_unwritable
 from graft.report.tensorboard import TensorBoardWriter
 from graft.report.terminal import Terminal, print_before_after
 from graft.report.tree_lines import well_formed
@@ -154,6 +154,7 @@ def resume_run(
         GraftError, Interrupted: as `start_run`.
     """
     folder = RunFolder.open(path)
+    refuse_unwritable(folder.path)
     config = check_config(
         {**folder.read_settings(), "run": str(path)}, where=str(folder.path / "config.toml")
     )

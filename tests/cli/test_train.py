@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -40,6 +41,32 @@ def test_a_taken_run_folder_is_refused_before_the_model_is_looked_for(task, graf
     assert result.code == 2
     assert f"`graft resume {task / 'run'}` goes on with it" in result.err
     assert "--new" in result.err
+
+
+@pytest.mark.parametrize("new", [[], ["--new"]])
+@pytest.mark.parametrize("run", ["/proc/graft/run", f"{'x' * 300}/run", "x" * 300])
+def test_a_run_folder_that_cannot_be_is_refused_before_the_model_is_looked_for(task, graft, run, new):
+    settings = ("--set", f"run={run}", "--set", "model.name=nonesuch")
+    result = graft("train", task / "config.toml", *settings, *new)
+    assert result.code == 2
+    assert f"error: {run}: cannot make the run folder" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_write_that_fails_in_mid_run_says_how_to_go_on(task, graft, monkeypatch):
+    """Simulated: to root nothing is forbidden."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("graft.state.checkpoint._save_tensors", refuse)
+        result = graft("train", task / "config.toml")
+    assert result.code == 7
+    assert "step-000002 could not be written: Permission denied" in result.err
+    assert "`graft resume`" in result.err
+    assert "Traceback" not in result.err
+    assert graft("resume", task / "run").code == 0
 
 
 def test_a_run_does_not_overwrite_the_settings_of_a_task(task, graft):
