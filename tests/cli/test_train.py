@@ -64,7 +64,7 @@ def test_a_write_that_fails_in_mid_run_says_how_to_go_on(task, graft, monkeypatc
         result = graft("train", task / "config.toml")
     assert result.code == 7
     assert "step-000002 could not be written: Permission denied" in result.err
-    assert "`graft resume`" in result.err
+    assert f"go on from the start with: graft resume {task / 'run'}" in result.err
     assert "Traceback" not in result.err
     assert graft("resume", task / "run").code == 0
 
@@ -118,6 +118,20 @@ def test_what_goes_wrong_is_named_with_its_exit_code(task, graft, settings, code
     assert message in result.err
     assert "Traceback" not in result.err
     assert result.out == ""
+
+
+def test_a_run_that_fails_before_its_first_step_says_how_to_go_on(task, graft):
+    (task / "mended.py").write_text("def reward(completion, item):\n    raise ValueError('no such key')\n")
+    settings = ("--set", "grader.function=mended.py:reward", "--set", "data.held_out=0")
+    result = graft("train", task / "config.toml", *settings)
+    assert result.code == 5
+    assert f"go on from the start with: graft resume {task / 'run'}" in result.err
+    summary = RunFolder.open(task / "run").read_summary()
+    assert (summary["status"], summary["steps"], summary["steps_done"]) == ("failed", 2, 0)
+    (task / "mended.py").write_text("def reward(completion, item):\n    return len(completion) % 2\n")
+    assert graft("resume", task / "run").code == 0
+    summary = RunFolder.open(task / "run").read_summary()
+    assert (summary["status"], summary["steps"], summary["steps_done"]) == ("finished", 2, 2)
 
 
 def test_a_missing_settings_file_says_how_to_get_one(tmp_path, graft):

@@ -57,6 +57,9 @@ class Summary(TypedDict, total=False):
     steps: int
     """Training steps that the run is to make."""
 
+    steps_done: int
+    """Training steps that it had made when it ended or stopped."""
+
     training_rows: int
     held_out_rows: int
     parameters: int
