@@ -396,7 +396,7 @@ def test_a_run_without_a_reward_generates_too(model):
     assert [type(text) for text in run.generate(["Hello", "Hello"], max_new_tokens=3)] == [str, str]
 
 
-def test_an_interruption_carries_the_run(model):
+def test_an_interruption_carries_the_run(model, capfd):
     calls = []
 
     def stops(completion, item):
@@ -414,6 +414,7 @@ def test_an_interruption_carries_the_run(model):
     assert "graft.resume('stopped')" in stopped.value.__notes__[0]
     finished = graft.resume(run.path, rows=ROWS, reward=stops, quiet=True)
     assert finished.summary["status"] == "finished"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_taken_folder_is_refused_before_anything_is_read(model):

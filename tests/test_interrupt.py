@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -62,6 +63,36 @@ def test_the_second_signal_acts_at_once(handlers, second):
         assert handlers == {second: 1}
         with pytest.raises(Interrupted, match="SIGTERM"):
             interrupt.check()
+
+
+@pytest.mark.parametrize("number", Interrupt.SIGNALS)
+def test_the_first_signal_is_answered_while_the_work_goes_on(handlers, number):
+    """The line comes before anybody has asked for the signal; the second signal says nothing of its own."""
+    said: SimpleQueue[str] = SimpleQueue()
+    with Interrupt(said.put, meaning="once more stops at once") as interrupt:
+        send(number)
+        assert said.get(timeout=60) == f"{signal.Signals(number).name}: once more stops at once"
+        send(number)
+        assert handlers == {number: 1}
+        with pytest.raises(Interrupted):
+            interrupt.check()
+    assert said.empty()
+
+
+def test_the_answer_is_given_before_it_is_left(handlers):
+    said: list[str] = []
+    with Interrupt(said.append, meaning="stops soon"):
+        send(signal.SIGINT)
+    assert said == ["SIGINT: stops soon"]
+
+
+def test_the_answer_is_not_given_by_the_thread_that_was_interrupted(handlers):
+    """Which may hold the terminal's locks, in the midst of drawing."""
+    threads: list[threading.Thread] = []
+    with Interrupt(lambda line: threads.append(threading.current_thread()), meaning="stops soon"):
+        send(signal.SIGINT)
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
 
 
 def test_without_a_signal_nothing_happens_and_handlers_come_back(handlers):

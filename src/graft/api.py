@@ -186,7 +186,8 @@ def measure(parts: Parts, prompts: Sequence[Prompt], *, samples: int, terminal: 
     config = parts.config
     assert parts.engine is not None
     assert parts.grader is not None
-    with terminal, Interrupt() as interrupt:
+    stopping = "the measurement stops at the next token or grade. Another Ctrl-C or SIGTERM stops it at once."
+    with terminal, Interrupt(terminal.say, meaning=stopping) as interrupt:
 
         def on_tokens(tokens: int) -> None:
             interrupt.check()

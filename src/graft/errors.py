@@ -6,7 +6,7 @@
     ├── ModelError         a model is missing, damaged or of a kind that is not supported
     ├── GraderError        a reward function or grader failed in a way that is not the model's fault
     ├── CheckpointError    a checkpoint is missing, incomplete or does not fit this run
-    ├── ResourceError      memory or disk ran out; says which setting to lower
+    ├── ResourceError      memory or disk ran out, or a file of the run could not be written
     └── DivergenceError    a loss, gradient or log-probability is not a finite number
 
 Every message says where, what it got, what it wants and what to do.
@@ -50,7 +50,7 @@ class CheckpointError(GraftError):
 
 
 class ResourceError(GraftError):
-    """Memory or disk ran out."""
+    """Memory or disk ran out, or a file of the run could not be written."""
 
     exit_code = 7
 

@@ -6,7 +6,7 @@ Imports no torch at the top: what can be refused without it is refused at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from graft.config import RunConfig
 from graft.config_file import check_config, dump_config
-from graft.errors import ConfigError, DivergenceError, GraftError
+from graft.errors import ConfigError, DivergenceError, GraftError, ResourceError
 from graft.interrupt import Interrupt, Interrupted
 from graft.report.html import write_report
 from graft.report.metrics import Moment, Stage
-from graft.report.run_folder import RunFolder
+from graft.report.run_folder import RunFolder, refuse_unwritable
 from graft.report.tensorboard import TensorBoardWriter
 from graft.report.terminal import Terminal, print_before_after
 from graft.report.tree_lines import well_formed
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 SHOWN_PAIRS = 3
 """Held-out rows printed before and after training."""
+
+STOPPING = (
+    "the run stops at the next moment at which nothing is lost, with a checkpoint. Another Ctrl-C or SIGTERM "
+    "stops it at once and loses the steps since the last checkpoint."
+)
+"""Said when a run is asked to stop, which may take as long as the longest of its units of work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,7 @@ def resume_run(
         GraftError, Interrupted: as `start_run`.
     """
     folder = RunFolder.open(path)
+    refuse_unwritable(folder.path)
     config = check_config(
         {**folder.read_settings(), "run": str(path)}, where=str(folder.path / "config.toml")
     )
@@ -180,7 +187,7 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stag
     with ExitStack() as stack:
         stack.enter_context(folder)
         stack.enter_context(terminal)
-        interrupt = stack.enter_context(Interrupt())
+        interrupt = stack.enter_context(Interrupt(terminal.say, meaning=STOPPING))
         loop = Loop(parts, folder, terminal, interrupt)
         summary = _opening_summary(parts, loop, former=folder.read_summary())
         for note in parts.notes:
@@ -208,9 +215,9 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stag
             stopped.add_note(f"a checkpoint is written; graft.resume({str(folder.path)!r}) goes on")
             raise
         except GraftError as error:
-            folder.write_summary(
-                {**_closing_summary(summary, loop, folder, status="failed"), "error": str(error)}
-            )
+            failed = {**_closing_summary(summary, loop, folder, status="failed"), "error": str(error)}
+            with suppress(ResourceError):  # the first error is the one to know of
+                folder.write_summary(failed)
             if not isinstance(error, DivergenceError):  # after which an older checkpoint is the better one
                 _keep_what_was_done(loop, folder, terminal)
             raise
@@ -229,15 +236,19 @@ def _go(parts: Parts, folder: RunFolder, terminal: Terminal, until: Stage = Stag
 
 
 def _keep_what_was_done(loop: Loop, folder: RunFolder, terminal: Terminal) -> None:
-    """A checkpoint of a run that stops for an error, if it has made steps and does not stand in the midst of one."""
-    if not loop.state.number or not loop.is_whole:
-        return
-    try:
-        loop.save()
-    except GraftError as error:
-        terminal.say(f"no checkpoint of this moment could be written: {error}")
-    else:
-        terminal.say(f"a checkpoint is written: graft resume {folder.path} goes on from it")
+    """A checkpoint of a run that stops for an error, if it has made steps and does not stand in the midst of one; and
+    in any case how to go on, since the folder is taken now."""
+    if loop.state.number and loop.is_whole:
+        try:
+            loop.save()
+        except GraftError as error:
+            terminal.say(f"no checkpoint of this moment could be written: {error}")
+        else:
+            terminal.say(f"a checkpoint is written: graft resume {folder.path} goes on from it")
+            return
+    steps = loop.checkpoints.steps()
+    where = f"from the checkpoint of {steps[-1]} steps" if steps else "from the start"
+    terminal.say(f"when the cause is mended, go on {where} with: graft resume {folder.path}")
 
 
 def _opening_summary(parts: Parts, loop: Loop, former: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,6 +287,7 @@ def _closing_summary(
         **summary,
         "status": status,
         "finished_at": _now(),
+        "steps_done": loop.state.steps.get(Stage.TRAIN, 0),
         "train_seconds": loop.state.train_seconds,
         "generated_tokens": loop.state.generated_tokens,
         **({"stopped_early": "; ".join(stopped.values())} if (stopped := loop.state.stopped_early) else {}),

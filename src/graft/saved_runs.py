@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from graft.report.run_folder import (
     SUMMARY_FILE,
     TREES_FILE,
     RunFolder,
+    refuse_unwritable,
 )
 
 if TYPE_CHECKING:
@@ -33,9 +35,10 @@ def refuse_taken(path: str | Path) -> None:
     """Check that a new run may have this folder.
 
     Raises:
-        ConfigError: it holds a run, or a `config.toml` that the run would overwrite.
+        ConfigError: it holds a run, or a `config.toml` that the run would overwrite; or it cannot be written.
     """
     folder = Path(path)
+    refuse_unwritable(folder)
     if holds_run(folder):
         raise ConfigError(
             f"{folder}: this folder already holds a run. `graft resume {folder}` goes on with it; to start "
@@ -48,9 +51,12 @@ def refuse_taken(path: str | Path) -> None:
 
 
 def free_run_folder(path: str | Path) -> str:
-    """The path itself if no run has it, else the first free one of `path-2`, `path-3`, ..."""
+    """The path itself if no run has it, else the first free one of `path-2`, `path-3`, ...
+
+    A path that the system refuses counts as free: `refuse_taken` says what is wrong with it.
+    """
     number, candidate = 1, Path(path)
-    while candidate.exists() and any(candidate.iterdir() if candidate.is_dir() else [candidate]):
+    while os.path.exists(candidate) and any(candidate.iterdir() if candidate.is_dir() else [candidate]):
         number += 1
         candidate = Path(f"{path}-{number}")
     return str(candidate)

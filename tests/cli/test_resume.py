@@ -40,6 +40,21 @@ def test_settings_that_were_edited_are_checked(task, graft):
     assert f"{config}: algorithm.group_size = 0" in result.err
 
 
+def test_settings_that_do_not_fit_the_checkpoint_are_refused_and_others_taken(task, graft):
+    graft("train", task / "config.toml", "--set", "training.steps=1")
+    config = task / "run" / "config.toml"
+    longer = config.read_text().replace("\nsteps = 1", "\nsteps = 2").replace("reward", "parity")
+    config.write_text(longer.replace("seed = 0", "seed = 1"))
+    result = graft("resume", task / "run")
+    assert result.code == 6
+    assert "seed: 0 in the checkpoint, 1 here" in result.err
+    config.write_text(longer)
+    assert graft("resume", task / "run").code == 0
+    rewards = [r["reward_mean"] for r in RunFolder.open(task / "run").read_metrics() if r["stage"] == "train"]
+    assert len(rewards) == 2
+    assert (rewards[1] * 4).is_integer()  # four samples of 0 or 1
+
+
 def test_stopped_after_the_warm_start_it_goes_on_as_if_it_had_not(task, graft):
     with (task / "config.toml").open("a") as config:
         config.write('\n[warm_start]\nworked = "grader.py:worked"\nsteps = 2\nrows_per_step = 2\n')

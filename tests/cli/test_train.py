@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -40,6 +41,32 @@ def test_a_taken_run_folder_is_refused_before_the_model_is_looked_for(task, graf
     assert result.code == 2
     assert f"`graft resume {task / 'run'}` goes on with it" in result.err
     assert "--new" in result.err
+
+
+@pytest.mark.parametrize("new", [[], ["--new"]])
+@pytest.mark.parametrize("run", ["/proc/graft/run", f"{'x' * 300}/run", "x" * 300])
+def test_a_run_folder_that_cannot_be_is_refused_before_the_model_is_looked_for(task, graft, run, new):
+    settings = ("--set", f"run={run}", "--set", "model.name=nonesuch")
+    result = graft("train", task / "config.toml", *settings, *new)
+    assert result.code == 2
+    assert f"error: {run}: cannot make the run folder" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_write_that_fails_in_mid_run_says_how_to_go_on(task, graft, monkeypatch):
+    """Simulated: to root nothing is forbidden."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("graft.state.checkpoint._save_tensors", refuse)
+        result = graft("train", task / "config.toml")
+    assert result.code == 7
+    assert "step-000002 could not be written: Permission denied" in result.err
+    assert f"go on from the start with: graft resume {task / 'run'}" in result.err
+    assert "Traceback" not in result.err
+    assert graft("resume", task / "run").code == 0
 
 
 def test_a_run_does_not_overwrite_the_settings_of_a_task(task, graft):
@@ -93,6 +120,20 @@ def test_what_goes_wrong_is_named_with_its_exit_code(task, graft, settings, code
     assert result.out == ""
 
 
+def test_a_run_that_fails_before_its_first_step_says_how_to_go_on(task, graft):
+    (task / "mended.py").write_text("def reward(completion, item):\n    raise ValueError('no such key')\n")
+    settings = ("--set", "grader.function=mended.py:reward", "--set", "data.held_out=0")
+    result = graft("train", task / "config.toml", *settings)
+    assert result.code == 5
+    assert f"go on from the start with: graft resume {task / 'run'}" in result.err
+    summary = RunFolder.open(task / "run").read_summary()
+    assert (summary["status"], summary["steps"], summary["steps_done"]) == ("failed", 2, 0)
+    (task / "mended.py").write_text("def reward(completion, item):\n    return len(completion) % 2\n")
+    assert graft("resume", task / "run").code == 0
+    summary = RunFolder.open(task / "run").read_summary()
+    assert (summary["status"], summary["steps"], summary["steps_done"]) == ("finished", 2, 2)
+
+
 def test_a_missing_settings_file_says_how_to_get_one(tmp_path, graft):
     result = graft("train", tmp_path / "none.toml")
     assert result.code == 2
@@ -125,6 +166,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(task, training, graft):
     training.send_signal(signal.SIGINT)
     out, err = training.communicate(timeout=60)
     assert (training.returncode, out) == (130, "")
+    assert (
+        err.count("SIGINT: the run stops at the next moment at which nothing is lost, with a checkpoint.")
+        == 1
+    )
+    assert err.index("Another Ctrl-C") < err.index("interrupted (SIGINT)")
     assert f"interrupted (SIGINT): a checkpoint is written. Go on with: graft resume {run}" in err
     assert "Traceback" not in err
     assert 2 <= checkpoint_of(run) < 120

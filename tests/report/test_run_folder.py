@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft.errors import CheckpointError, ConfigError, DataError, ResourceError
-from graft.report.run_folder import RunFolder, to_plain
-from graft.state.files import write_atomically
+from graft.report.run_folder import RunFolder, refuse_unwritable, to_plain
 
 SOURCE = Path(__file__).parents[2] / "src"
 CONFIG = 'run = "x"\n\n[model]\nname = "tiny"\n'
@@ -84,6 +83,36 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match="cannot make the run folder"):
             RunFolder.create(path, CONFIG)
+
+
+LONG = "x" * 300
+"""More than a name may have on any common system."""
+
+
+@pytest.mark.parametrize("name", [LONG, f"{LONG}/run", "/proc/run"])
+def test_a_path_that_the_system_refuses(tmp_path: Path, name: str):
+    """`tmp_path / "/proc/run"` is `/proc/run`, where not even root makes a folder."""
+    for refuse in (refuse_unwritable, lambda path: RunFolder.create(path, CONFIG)):
+        with pytest.raises(ConfigError, match=r"cannot make the run folder.*: .*Give another `run`"):
+            refuse(tmp_path / name)
+    with pytest.raises(DataError, match="not a run folder"):
+        RunFolder.open(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Simulated: to root nothing is forbidden."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("graft.report.run_folder.tempfile.TemporaryFile", refuse)
+        with pytest.raises(ConfigError, match=r"run.*write into it: Read-only file system\. Give another"):
+            RunFolder.create(tmp_path / "run", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+    refuse_unwritable(tmp_path / "runs" / "first")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_open_wants_a_run(tmp_path: Path, folder: RunFolder):
@@ -321,11 +350,6 @@ def test_no_space_left_on_the_device(tmp_path: Path):
     (folder.path / "metrics.jsonl").symlink_to("/dev/full")
     with folder, pytest.raises(ResourceError, match=os.strerror(errno.ENOSPC)):
         folder.append_metrics(step_record(1))
-
-
-def test_other_errors_keep_their_names(tmp_path: Path):
-    with pytest.raises(FileNotFoundError):
-        write_atomically(tmp_path / "missing" / "file", "text")
 
 
 def test_report_imports_no_torch():

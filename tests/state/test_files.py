@@ -62,16 +62,29 @@ def test_a_full_disk_is_named_and_says_what_to_do(code):
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_other_errors_pass():
-    with pytest.raises(PermissionError), disk_errors("x"):
-        raise PermissionError(errno.EACCES, "Permission denied")
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
+def test_what_else_the_system_refuses_has_its_reason_and_what_to_do(code):
+    says = r"^step-000007 could not be written: the system's words\. .*graft resume"
+    with pytest.raises(ResourceError, match=says) as caught, disk_errors("step-000007"):
+        raise OSError(code, "the system's words")
+    assert "full" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_what_is_no_matter_of_the_system_passes():
+    with pytest.raises(ZeroDivisionError), disk_errors("x"):
+        raise ZeroDivisionError
     with disk_errors("x"):
         pass
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write_atomically(tmp_path / "nowhere" / "a.txt", "text")
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere/a.txt", "No such file or directory"), ("file/a.txt", "Not a directory")]
+)
+def test_a_folder_that_is_not_there(tmp_path, name, reason):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=f"{name} could not be written: {reason}"):
+        write_atomically(tmp_path / name, "text")
 
 
 def test_syncing_changes_nothing(tmp_path):

@@ -32,7 +32,7 @@ EXIT_CODES = {
     4: "a model",
     5: "a reward function or grader",
     6: "a checkpoint",
-    7: "memory or disk ran out",
+    7: "memory or disk ran out, or a file of the run could not be written",
     8: "training diverged: a loss or gradient that is not finite; the newest checkpoint stays",
     BAD_VERDICT: "`graft doctor --strict`: a verdict is bad",
     130: "stopped by Ctrl-C; `graft resume` goes on",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, TypedDict
 
 from graft.errors import CheckpointError, ConfigError, DataError
 from graft.report.metrics import check_record
-from graft.state.files import disk_errors, write_atomically
+from graft.state.files import FULL, disk_errors, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 TREES_FILE = "trees.jsonl"
@@ -55,6 +56,9 @@ class Summary(TypedDict, total=False):
 
     steps: int
     """Training steps that the run is to make."""
+
+    steps_done: int
+    """Training steps that it had made when it ended or stopped."""
 
     training_rows: int
     held_out_rows: int
@@ -108,10 +112,11 @@ class RunFolder:
             config: the resolved settings as TOML.
 
         Raises:
-            ConfigError: the folder already holds a run, or cannot be made.
+            ConfigError: the folder already holds a run, cannot be made, or cannot be written.
             ResourceError: the disk is full.
         """
         folder = cls(path)
+        refuse_unwritable(folder.path)
         found = [name for name in _SIGNS_OF_A_RUN if (folder.path / name).exists()]
         if found:
             raise ConfigError(
@@ -120,10 +125,8 @@ class RunFolder:
             )
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise ConfigError(
-                f"{folder.path}: cannot make the run folder: {error.strerror}. Give another `run`."
-            ) from None
+        except OSError as error:
+            raise _refusal(folder.path, error) from None
         write_atomically(folder.path / CONFIG_FILE, config)
         with disk_errors(str(folder.path)):
             (folder.path / METRICS_FILE).touch(exist_ok=False)
@@ -137,7 +140,7 @@ class RunFolder:
             DataError: it does not.
         """
         folder = cls(path)
-        if not (folder.path / CONFIG_FILE).is_file():
+        if not os.path.isfile(folder.path / CONFIG_FILE):  # also False where the system refuses the path
             raise DataError(
                 f"{folder.path}: not a run folder: it has no {CONFIG_FILE}. Give the `run` of a config."
             )
@@ -197,7 +200,7 @@ class RunFolder:
         self.close()
         for name, offset in offsets.items():
             if self._size(name) > offset:
-                with open(self.path / name, "r+b") as file:
+                with disk_errors(str(self.path / name)), open(self.path / name, "r+b") as file:
                     file.truncate(offset)
                     os.fsync(file.fileno())
 
@@ -321,6 +324,30 @@ class RunFolder:
             for number, line in enumerate(file, start=1):
                 if line.endswith(b"\n"):
                     yield _parse(line, f"{path}, line {number}")
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Check that a run may write into a folder, which need not be there yet. Leaves nothing behind.
+
+    Raises:
+        ConfigError: the system refuses; the message has its reason.
+    """
+    try:
+        place = path
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        if error.errno not in FULL:  # which whoever writes will say
+            raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot make the run folder, or not write into it: {error.strerror or error}. Give another `run`, "
+        "or see that you may write there."
+    )
 
 
 def to_plain(value: Any) -> Any:

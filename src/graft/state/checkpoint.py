@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,13 @@ class Checkpoints:
             rollout: weights that sample, where they are older than those in training.
 
         Raises:
-            ResourceError: the disk is full; earlier checkpoints are intact.
+            ResourceError: the disk is full or refuses; earlier checkpoints are intact.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
         final = self.folder / f"{PREFIX}{number:06d}"
         temporary = self.folder / f".writing-{number:06d}-{os.getpid()}"
         with disk_errors(str(final)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
             try:
                 temporary.mkdir()
                 _save_tensors(weights, temporary / "weights.safetensors")
@@ -114,8 +115,8 @@ class Checkpoints:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        sync_folder(self.folder)
-        self._prune()
+            sync_folder(self.folder)
+            self._prune()
         return final
 
     def load_newest(self) -> Checkpoint | None:
@@ -162,16 +163,17 @@ class Checkpoints:
 
     def save_anchor(self, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights that KL is measured from, for resuming. Raises ResourceError: the disk is full."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".writing-anchor-{os.getpid()}"
         with disk_errors(str(self.folder / ANCHOR)):
+            self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 _save_tensors(weights, temporary)
                 sync_file(temporary)
                 temporary.replace(self.folder / ANCHOR)
             finally:
-                temporary.unlink(missing_ok=True)
-        sync_folder(self.folder)
+                with suppress(OSError):  # the first error says more
+                    temporary.unlink(missing_ok=True)
+            sync_folder(self.folder)
 
     def load_anchor(self) -> Mapping[str, Tensor]:
         """What `save_anchor` kept. Raises CheckpointError: it is gone or damaged."""

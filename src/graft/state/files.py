@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from graft.errors import ResourceError
@@ -16,12 +16,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn "no space left" into a ResourceError that says what was being written and what to do."""
+    """Turn what the system says to a write into a ResourceError that says what was being written and what to do."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
-            raise
+            raise ResourceError(
+                f"{what} could not be written: {error.strerror or error}. What was there before is intact. See that "
+                "the folder is there, that you may write into it and that it is not mounted read-only; a stopped run "
+                "then goes on with `graft resume`."
+            ) from error
         raise ResourceError(
             f"the disk is full: {what} could not be written ({error.strerror}). What was there before is intact. "
             "Free some space and go on with `graft resume`; checkpoints.keep_last and keep_best say how many are kept."
@@ -32,7 +36,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one step.
 
     Raises:
-        ResourceError: the disk is full.
+        ResourceError: the disk is full, or the system refuses.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(str(path)):
@@ -43,8 +47,9 @@ def write_atomically(path: Path, text: str) -> None:
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+            with suppress(OSError):  # the first error says more
+                temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
