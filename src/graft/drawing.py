@@ -114,8 +114,10 @@ def criticise(
     grades: Sequence[Mapping[int, Grade]],
     *,
     max_failure_rate: float,
+    waiting: Callable[[], None] | None = None,
 ) -> tuple[Sequence[Tree], Sequence[Mapping[int, Grade]], Sequence[LeafCritiques]]:
-    """Completions become chains of thoughts, and a critic scores them, where the algorithm asks for it.
+    """Completions become chains of thoughts, and a critic scores them, where the algorithm asks for it. `waiting` is
+    called now and then while a server is waited for, and raises if the user wants to stop.
 
     Returns:
         trees, grades by their leaves, critiques (empty where nothing asks for them).
@@ -127,4 +129,5 @@ def criticise(
         return trees, grades, ()
     if not isinstance(settings, OnTrees):  # whose trees grow as thoughts
         trees, grades = critic.cut(trees, grades)
-    return trees, grades, critic.criticise(trees, grades, max_failure_rate=max_failure_rate)
+    found = critic.criticise(trees, grades, max_failure_rate=max_failure_rate, waiting=waiting)
+    return trees, grades, found

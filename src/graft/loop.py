@@ -177,6 +177,7 @@ class Loop:
                     step.trees,
                     step.grades,
                     max_failure_rate=self.config.grading.max_failure_rate,
+                    waiting=self.interrupt.check,
                 )
 
     def tell_short_batch(self, phase: Phase, step: Step) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from graft.algorithm_settings import OfThoughts, ThoughtRewards
 from graft.config import RunConfig
 from graft.crediting_trees import critic_scores
-from graft.critics.build import CriticServices, models_of, open_critic
+from graft.critics.build import CriticServices, ask, models_of, open_critic
 from graft.data.chat import ChatEncoder
 from graft.data.sources import shown
 from graft.errors import GraderError
@@ -70,7 +70,12 @@ class ThoughtCritic:
         return self.cutter.begin(prompt.tokens)
 
     def criticise(
-        self, trees: Sequence[Tree], grades: Sequence[Mapping[int, Grade]], *, max_failure_rate: float
+        self,
+        trees: Sequence[Tree],
+        grades: Sequence[Mapping[int, Grade]],
+        *,
+        max_failure_rate: float,
+        waiting: Callable[[], None] | None = None,
     ) -> list[LeafCritiques]:
         """Scores of the thoughts of every path.
 
@@ -78,6 +83,7 @@ class ThoughtCritic:
             trees: of thoughts and answers.
             grades: theirs; completions that could not be graded are not shown to the critic.
             max_failure_rate: largest share of paths that the critic may fail on.
+            waiting: called now and then while a server is waited for; raises if the user wants to stop.
 
         Raises:
             GraderError: it failed on more; the message counts the reasons.
@@ -92,7 +98,7 @@ class ThoughtCritic:
             for tree, own in zip(trees, grades, strict=True)
         ]
         flat = [chain for own in chains for chain in own.values()]
-        critiques = list(self.critic(flat))
+        critiques = ask(self.critic, flat, waiting)
         refuse_failures(critiques, flat, max_failure_rate)
         remaining = iter(critiques)
         return [{leaf: next(remaining) for leaf in own} for own in chains]

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from graft.critics.build import ask
+from graft.critics.grader import GraderCritic
 from graft.critics.scores import (
     checked,
     clipped,
@@ -17,6 +19,7 @@ from graft.critics.scores import (
     grade_each,
     overall_score,
     share_of_time,
+    side_by_side,
     total_usage,
 )
 from graft.types import Chain, Critique, Grade, Outcome, Sample, TokenUsage
@@ -99,19 +102,65 @@ def test_usage_adds_up_by_model():
     assert total_usage(grades) == {"a": TokenUsage(11, 22, 33), "b": TokenUsage(5, 0, 0)}
 
 
-@pytest.mark.parametrize("side_by_side", [1, 3])
-def test_chains_are_judged_in_order(side_by_side):
+@pytest.mark.parametrize("calls_at_once", [1, 3])
+def test_chains_are_judged_in_order(calls_at_once):
     """Side by side, each waits until all have begun: only so many threads bring it to an end."""
     chains = [make_chain(text) for text in ("one", "two", "three")]
-    begun = threading.Barrier(side_by_side)
+    begun = threading.Barrier(calls_at_once)
 
     def judge(chain: Chain) -> Critique:
         begun.wait(timeout=60)
         return Critique(reasons=chain.thoughts)
 
-    critiques = each_timed(judge, chains, calls_at_once=side_by_side)
+    critiques = each_timed(judge, chains, calls_at_once=calls_at_once)
     assert [critique.reasons for critique in critiques] == [("one",), ("two",), ("three",)]
     assert all(critique.seconds >= 0 for critique in critiques)
+
+
+class StoppedError(Exception):
+    """The user's wish."""
+
+
+@pytest.mark.parametrize("calls_at_once", [1, 2])
+def test_a_wait_can_be_left_and_then_nothing_more_is_asked(calls_at_once):
+    """The threads hang until the test lets them go: what is left by then is never asked about."""
+    go_on, asked = threading.Event(), []
+    begun = threading.Semaphore(0)
+
+    def ask(item: int) -> int:
+        asked.append(item)
+        begun.release()
+        go_on.wait(timeout=60)
+        return item
+
+    def waiting() -> None:
+        for _ in range(calls_at_once):
+            assert begun.acquire(timeout=60)
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        side_by_side(ask, range(6), calls_at_once=calls_at_once, waiting=waiting)
+    go_on.set()
+    for thread in [own for own in threading.enumerate() if own.name == "graft-critic"]:
+        thread.join(timeout=60)
+    assert sorted(asked) == list(range(calls_at_once))
+
+
+def test_what_goes_wrong_with_one_is_raised():
+    def ask(item: int) -> int:
+        return 1 // item
+
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(ask, [1, 0, 1], calls_at_once=2)
+
+
+def test_critics_that_wait_for_servers_can_be_stopped():
+    def stop() -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        ask(GraderCritic(LengthGrader(1), scale=10), [make_chain("a")], stop)
+    assert len(ask(GraderCritic(LengthGrader(1), scale=10), [make_chain("a")], lambda: None)) == 1
 
 
 class LengthGrader:

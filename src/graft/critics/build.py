@@ -28,7 +28,7 @@ from graft.grading.check import parse_grader
 from graft.grading.judge_client import JudgeClient
 from graft.grading.schema import GraderSpec
 from graft.segments.text_stream import Decode
-from graft.types import Critic, Grader
+from graft.types import Chain, Critic, Critique, Grader
 
 if TYPE_CHECKING:
     from graft.rollout.engine import Engine
@@ -113,6 +113,14 @@ def open_critic(settings: CriticSettings, services: CriticServices) -> Critic:
             return _prm(settings, services)
         case MonteCarlo():
             return _monte_carlo(settings, services)
+
+
+def ask(critic: Critic, chains: Sequence[Chain], waiting: Callable[[], None] | None = None) -> list[Critique]:
+    """Critiques in the order of the chains. Critics that wait for servers call `waiting` now and then, which raises if
+    the user wants to stop."""
+    if isinstance(critic, JudgeCritic | GraderCritic):
+        return critic(chains, waiting=waiting)
+    return list(critic(chains))
 
 
 def _judge(settings: Judge, services: CriticServices) -> Critic:

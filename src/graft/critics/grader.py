@@ -7,7 +7,7 @@ Scores outside 0..1 count as the nearer end, in S and P.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graft.critics.scores import clipped, failed, grade_each, overall_score, share_of_time, total_usage
 from graft.types import Chain, Critique, Grade, Grader, Sample, StopReason
@@ -24,15 +24,17 @@ class GraderCritic:
         """
         self._grader, self._scale = grader, scale
 
-    def __call__(self, chains: Sequence[Chain]) -> list[Critique]:
-        """Critiques in the order of the chains.
+    def __call__(
+        self, chains: Sequence[Chain], *, waiting: Callable[[], None] | None = None
+    ) -> list[Critique]:
+        """Critiques in the order of the chains; `waiting` is called now and then and may raise to stop.
 
         Raises:
             GraftError: what the grader raises: a row lacks what it reads.
         """
         began = time.perf_counter()
         samples = [sample for chain in chains for sample in _samples(chain)]
-        grades = iter(grade_each(self._grader, samples) if samples else [])
+        grades = iter(grade_each(self._grader, samples, waiting=waiting) if samples else [])
         own = [[next(grades) for _ in range(2 * len(chain.thoughts))] for chain in chains]
         return share_of_time([self._judge(*pair) for pair in zip(chains, own, strict=True)], began)
 

@@ -8,7 +8,7 @@ chain that stands before the error. The second form asks less of a judge (Proces
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from graft.critics.scores import each_timed, failed, overall_score
@@ -75,13 +75,15 @@ class JudgeCritic:
         self._instructions = "\n".join([*parts, *([instructions] if instructions else [])])
         self._sampling, self._calls_at_once = dict(sampling or {}), calls_at_once
 
-    def __call__(self, chains: Sequence[Chain]) -> list[Critique]:
-        """Critiques in the order of the chains.
+    def __call__(
+        self, chains: Sequence[Chain], *, waiting: Callable[[], None] | None = None
+    ) -> list[Critique]:
+        """Critiques in the order of the chains; `waiting` is called now and then and may raise to stop.
 
         Raises:
             DataError: a row lacks the reference.
         """
-        return each_timed(self._judge, chains, calls_at_once=self._calls_at_once)
+        return each_timed(self._judge, chains, calls_at_once=self._calls_at_once, waiting=waiting)
 
     def _judge(self, chain: Chain) -> Critique:
         if not chain.thoughts and not self._judge_overall:

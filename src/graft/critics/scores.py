@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+from graft.grading.beside import LOOK_EVERY_S
 from graft.types import Chain, Critique, Grade, Grader, Outcome, Sample, TokenUsage
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
 
 
 def overall_score(grade: Grade | None, scale: float) -> float | None:
@@ -28,19 +34,77 @@ def failed(outcome: Outcome, problem: str, **cost: Any) -> Critique:
 
 
 def each_timed(
-    judge: Callable[[Chain], Critique], chains: Sequence[Chain], *, calls_at_once: int = 1
+    judge: Callable[[Chain], Critique],
+    chains: Sequence[Chain],
+    *,
+    calls_at_once: int = 1,
+    waiting: Callable[[], None] | None = None,
 ) -> list[Critique]:
-    """Judge chains one by one, or so many side by side, each with the seconds that it took."""
+    """Judge chains one by one, or so many side by side, each with the seconds that it took; `waiting` as in
+    `side_by_side`."""
 
     def timed(chain: Chain) -> Critique:
         began = time.perf_counter()
         critique = judge(chain)
         return replace(critique, seconds=time.perf_counter() - began)
 
-    if calls_at_once == 1 or len(chains) < 2:
-        return [timed(chain) for chain in chains]
-    with ThreadPoolExecutor(min(calls_at_once, len(chains)), thread_name_prefix="graft-critic") as pool:
-        return list(pool.map(timed, chains))
+    return side_by_side(timed, chains, calls_at_once=calls_at_once, waiting=waiting)
+
+
+def side_by_side(
+    ask: Callable[[Asked], Answered],
+    items: Sequence[Asked],
+    *,
+    calls_at_once: int,
+    waiting: Callable[[], None] | None = None,
+) -> list[Answered]:
+    """Answers in the order of the items.
+
+    Args:
+        ask: may wait for a server.
+        items: what is asked about.
+        calls_at_once: so many are asked about at the same time, on threads that are daemons: a hanging service keeps
+            nobody.
+        waiting: called now and then; raises if the user wants to stop, and then nothing more is asked.
+
+    Raises:
+        Exception: what `ask` or `waiting` raises.
+    """
+    if waiting is None and (calls_at_once == 1 or len(items) < 2):
+        return [ask(item) for item in items]
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(len(items)):
+        places.put(place)
+    answers: list[Future[Answered]] = [Future() for _ in items]
+
+    def work() -> None:
+        while (place := _next(places)) is not None:
+            try:
+                answers[place].set_result(ask(items[place]))
+            except BaseException as error:
+                answers[place].set_exception(error)
+
+    for _ in range(min(calls_at_once, len(items))):
+        threading.Thread(target=work, daemon=True, name="graft-critic").start()
+    pending = set(answers)
+    try:
+        while pending:
+            if waiting is not None:
+                waiting()
+            done, pending = wait(pending, timeout=LOOK_EVERY_S, return_when=FIRST_EXCEPTION)
+            for answer in done:
+                answer.result()
+    finally:
+        while _next(places) is not None:
+            pass  # nobody asks about what is left
+    return [answer.result() for answer in answers]
+
+
+def _next(places: queue.SimpleQueue[int]) -> int | None:
+    try:
+        return places.get_nowait()
+    except queue.Empty:
+        return None
 
 
 def share_of_time(critiques: Sequence[Critique], began: float) -> list[Critique]:
@@ -91,10 +155,14 @@ def _misfit(critique: Critique, count: int, scale: float) -> tuple[Outcome, str]
     return None
 
 
-def grade_each(grader: Grader, samples: Sequence[Sample]) -> list[Grade]:
-    """Grades in the order of the samples, as many side by side as the grader allows (`calls_at_once`)."""
+def grade_each(
+    grader: Grader, samples: Sequence[Sample], *, waiting: Callable[[], None] | None = None
+) -> list[Grade]:
+    """Grades in the order of the samples, as many side by side as the grader allows (`calls_at_once`); `waiting` as in
+    `side_by_side`."""
     calls_at_once = getattr(grader, "calls_at_once", 1)
-    if calls_at_once == 1 or len(samples) < 2:
+    if waiting is None and (calls_at_once == 1 or len(samples) < 2):
         return list(grader(samples))
-    with ThreadPoolExecutor(min(calls_at_once, len(samples)), thread_name_prefix="graft-critic") as pool:
-        return [grades[0] for grades in pool.map(lambda sample: grader([sample]), samples)]
+    return side_by_side(
+        lambda sample: grader([sample])[0], samples, calls_at_once=calls_at_once, waiting=waiting
+    )
