@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from graft.config import Grading
 from graft.config_file import load_config
 from graft.data.rows import Row, check_row, row_of
-from graft.data.sources import Problem, RawRow, parse_json, read_csv, read_jsonl
+from graft.data.sources import Problem, RawRow, read_csv, read_jsonl
 from graft.errors import DataError, GraderError, GraftError
 from graft.graders import open_grader
 from graft.grading.build import BuiltGrader
 from graft.grading.check import check_grader, check_grader_file, placed
+from graft.grading.job import read_job
 from graft.grading.observe import check_response_format
 from graft.grading.offline import grade_all, sample_of_text
 from graft.grading.row_checks import check_rows
@@ -162,44 +163,29 @@ def _short_of(grade: Grade, full: float) -> str | None:
 
 
 def _read_json(path: Path, found: Found, prompt_key: str) -> None:
-    job = _job_settings(path)
+    job = read_job(path)
     found.files[str(path)] = "a grader" if job is None else "a job's body"
-    spec, problems = check_grader_file(path) if job is None else _check_job(path, *job, found)
+    spec, problems = check_grader_file(path)
+    if job is not None:
+        problems += _check_format(path, *job, found)
     found.grader_problems += [str(problem) for problem in problems]
     _take_grader(spec, path.name, found)
     if spec is not None and job is None:
         found.base = path.parent
 
 
-def _job_settings(path: Path) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
-    """What leads to the reinforcement settings in the body of OpenAI's create call, and these; None if it is none."""
-    try:
-        data = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except (OSError, ValueError):
-        return None
-    steps: tuple[str, ...] = ()
-    for key in ("method", "reinforcement"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data, steps = data[key], (*steps, key)
-    is_job = isinstance(data, dict) and ("reinforcement" in steps or isinstance(data.get("grader"), dict))
-    return (steps, data) if is_job else None
-
-
-def _check_job(
+def _check_format(
     path: Path, steps: tuple[str, ...], settings: Mapping[str, Any], found: Found
-) -> tuple[GraderSpec | None, list[Problem]]:
-    text = path.read_text(encoding="utf-8-sig")
-    spec, problems = check_grader(settings.get("grader"))
-    if "grader" not in settings:
-        problems = [replace(problem, got="nothing") for problem in problems]
-    problems = [placed(problem, path.name, text, (*steps, "grader")) for problem in problems]
+) -> list[Problem]:
+    """Of the completions, which a job declares beside its grader."""
     declared = settings.get("response_format")
-    if declared is not None:
-        refused = check_response_format(declared, path.name)
-        problems += [placed(problem, path.name, text, (*steps, "response_format")) for problem in refused]
-        if not refused:
-            found.grading = found.grading.model_copy(update={"response_format": declared})
-    return spec, problems
+    if declared is None:
+        return []
+    text = path.read_text(encoding="utf-8-sig")
+    refused = check_response_format(declared, path.name)
+    if not refused:
+        found.grading = found.grading.model_copy(update={"response_format": declared})
+    return [placed(problem, path.name, text, (*steps, "response_format")) for problem in refused]
 
 
 def _read_rows(path: Path, found: Found, prompt_key: str) -> None:
