@@ -35,6 +35,7 @@ from graft.rollout.decoder import Decoder
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.sampling import SamplingSettings
 from graft.rollout.torch_engine import TorchEngine
+from graft.score_notes import score_notes
 from graft.thoughts import ThoughtCritic, open_thought_critic
 from graft.types import Prompt
 from graft.update.policy import PolicyForward, Precision, check_packed_forward
@@ -111,7 +112,7 @@ def assemble(
         check_packed_forward(PolicyForward(policy.plain, Precision("exact", device)))
         precision = choose_precision(config.model.precision, device)
         forward = build_forward(policy.plain, precision)
-        notes = []
+        notes = score_notes(config) if reward is None else []
         engine = None
         if grader is not None:
             engine, note = build_engine(config.rollout, policy, precision)

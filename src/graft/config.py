@@ -304,7 +304,7 @@ class Evaluation(Section):
     """Temperature of evaluation; none: that of `[sampling]`."""
 
     threshold: float = 1.0
-    """A score of at least this counts as solved."""
+    """A score of at least this counts as solved. Left out: the grader's `pass_threshold`, if it has one."""
 
     @model_validator(mode="after")
     def _one_distance(self) -> Evaluation:

@@ -21,6 +21,7 @@ from graft.grading.offline import grade_all, sample_of_text
 from graft.grading.row_checks import check_rows
 from graft.grading.schema import GraderSpec
 from graft.grading.template import as_text
+from graft.score_notes import score_notes
 from graft.types import Grade, Sample, StopReason
 
 FEWEST_ROWS = 10
@@ -225,6 +226,8 @@ def _read_settings(path: Path, found: Found, prompt_key: str) -> None:
         else:
             spec, _ = check_grader(config.grader)
         _take_grader(spec, path.name, found)
+        if spec is not None:
+            found.notes += [f"{path.name}: {note}" for note in score_notes(config)]
     except GraftError as error:
         found.grader_problems += str(error).splitlines()
 

@@ -190,6 +190,15 @@ def test_settings_with_a_grader(graft, write):
     assert "g.json:6: $.operation" in result.out
 
 
+def test_settings_that_do_not_fit_the_range_of_the_scores(graft, write):
+    message = {"role": "user", "content": "{{item.answer}}"}
+    write("g.json", {"type": "score_model", "model": "m", "input": [message], "range": [0, 10]})
+    write("rows.jsonl", ROWS)
+    result = graft("validate", write("c.toml", SETTINGS + 'file = "g.json"\n'))
+    assert result.code == 0
+    assert "note: c.toml: scores go to 10, and everything from 1 counts as solved" in result.err
+
+
 @pytest.mark.parametrize("name", ["x.txt", "none.json", "none.jsonl", "none.toml"])
 def test_files_that_are_none(graft, tmp_path, name):
     result = graft("validate", tmp_path / name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from graft.grading.check import check_grader, dump_grader
+from graft.grading.check import check_grader, check_grader_file, dump_grader
 from graft.grading.job import read_job
 
 
@@ -33,15 +33,24 @@ def check_section(value: Any) -> Any:
 
 
 def with_what_the_grader_says(data: dict[str, Any]) -> dict[str, Any]:
-    """Raw settings in which `grading.response_format` is that of the job's body which `grader.file` names, unless they
-    have one."""
+    """Raw settings with what they leave out and the grader says.
+
+    `evaluation.threshold` is its `pass_threshold`, and `grading.response_format` that of the job's body in which it
+    stands, if `grader.file` names one.
+    """
     grader = data.get("grader")
-    if not isinstance(grader, Mapping) or not isinstance(grader.get("file"), str):
+    if not isinstance(grader, Mapping):
         return data
-    path = Path(str(data.get("base", "."))) / Path(grader["file"]).expanduser()
-    job = read_job(path)
-    declared = None if job is None else job[1].get("response_format")
-    return _with_default(data, "grading", "response_format", declared)
+    threshold = grader.get("pass_threshold")
+    if isinstance(grader.get("file"), str):
+        path = Path(str(data.get("base", "."))) / Path(grader["file"]).expanduser()
+        spec, _ = check_grader_file(path)
+        threshold = None if spec is None else spec.pass_threshold
+        job = read_job(path)
+        declared = None if job is None else job[1].get("response_format")
+        data = _with_default(data, "grading", "response_format", declared)
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    return _with_default(data, "evaluation", "threshold", threshold) if is_number else data
 
 
 def _with_default(data: dict[str, Any], section: str, key: str, value: Any) -> dict[str, Any]:
