@@ -28,6 +28,7 @@ from graft.kernels.accelerate import accelerate
 from graft.kernels.products import training_kernels
 from graft.memory import keep_freed_memory
 from graft.model import AdapterSettings, Policy, load_model, sliding_window
+from graft.named_functions import refuse_functions
 from graft.objective.kl import EXACT
 from graft.platform import read_cpu
 from graft.rollout import llama_decoder
@@ -90,6 +91,7 @@ def assemble(
     Raises:
         GraftError: the kind says which part; see `errors.py`.
     """
+    refuse_functions(config, reward=reward is not None)
     train_rows, held_out_rows = read_and_split(
         config.data, seed=config.seed, base=Path(config.base), rows=rows
     )

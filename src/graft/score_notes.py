@@ -63,8 +63,8 @@ def _of_critic(config: RunConfig, lowest: float, highest: float) -> Iterator[str
     scale = critic.scale
     yield (
         f"the critic's G is algorithm.critic.scale x score: from {scale * lowest:g} to {scale * highest:g}, where S "
-        f"and P go from 0 to {scale:g}. Bring the scores to 0..1: make the grader a 'multi' (or change its formula) with "
-        f'calculate_output = "{above} / {highest - lowest:g}"'
+        f"and P go from 0 to {scale:g}. Bring the scores to 0..1: make the grader a 'multi' (or change its formula) "
+        f'with calculate_output = "{above} / {highest - lowest:g}"'
     )
 
 
