@@ -15,7 +15,7 @@ from graft.config import Grading
 from graft.config_file import check_config, load_config, load_grading
 from graft.data.rows import Row, read_rows
 from graft.errors import ConfigError, DataError, GraderError
-from graft.graders import grader_spec, open_grader, refuse_rows
+from graft.graders import grader_spec, open_grader, open_judges, refuse_rows
 from graft.grading.check import parse_grader
 from graft.grading.sandbox import SandboxLimits
 from graft.report.run_folder import RunFolder
@@ -172,6 +172,18 @@ def test_a_local_server_in_the_place_of_openais_model_needs_no_key(server, monke
     assert grader([sample("4", answer="4")])[0].score == 1.0
     grader.close()
     assert server.requests[0].body["model"] == "qwen3"
+
+
+def test_a_slip_in_a_judges_name_sends_nothing_to_another_server(server, monkeypatch):
+    """Of a grader or of a critic: both open their judges here. Whoever means both names, names both."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    local = {"base_url": f"{server.url}/v1", "api_key_env": ""}
+    with pytest.raises(ConfigError, match=r"'jugde', which .* Did you mean 'judge'\?"):
+        open_judges(grading(models={"judge": local}).judge, ["jugde"])
+    for models in ({"judge": local, "jugde": {}}, {"gpt-4o-mini": local}, {}):
+        asked = "gpt-4o" if "gpt-4o-mini" in models else "jugde"
+        open_judges(grading(models=models).judge, [asked]).close()
+    assert not server.requests
 
 
 def test_the_cache_lies_beside_the_models(server, monkeypatch, tmp_path):

@@ -79,8 +79,8 @@ def check_files(paths: Sequence[Path], *, prompt_key: str = "prompt") -> Found:
     """Check files by themselves, then rows against the grader.
 
     Args:
-        paths: `.json` (a grader, or the body of a fine-tuning job), `.jsonl` and `.csv` (rows), `.toml` (settings: their
-            own grader, functions and rows).
+        paths: `.json` (a grader, or the body of a fine-tuning job), `.jsonl` and `.csv` (rows), `.toml` (settings:
+            their own grader, functions and rows).
         prompt_key: column with the prompt of rows without `messages`.
     """
     found = Found()
