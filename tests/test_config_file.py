@@ -210,3 +210,46 @@ def test_the_callers_data_are_left_alone():
     data = {"run": "r", "model": {"name": "m"}, "data": {}, "training": {"steps": 1}, "algorithm": {}}
     check_config(data, where="test")
     assert data["algorithm"] == {}
+
+
+OWN_CRITIC = """
+run = "r"
+model.name = "m"
+data.source = "rows.jsonl"
+training.steps = 1
+algorithm = { name = "grft", critic = { type = "function", function = "a.py:b" } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.steps=0", "--set training.steps=0: training.steps = 0: "),
+        (
+            "optimizer.learning_rat=1",
+            "--set optimizer.learning_rat=1: optimizer.learning_rat: unknown setting. Did",
+        ),
+        (
+            "algorithm.critic.model=x",
+            "--set algorithm.critic.model=x: algorithm.critic.model: unknown setting for critic 'function'. Known",
+        ),
+        (
+            "algorithm.value.coefficient=1",
+            "--set algorithm.value.coefficient=1: algorithm.value: unknown setting for algorithm 'grft'. Known",
+        ),
+        (
+            "algorithm.name=gfrt",
+            "--set algorithm.name=gfrt: algorithm.name: no algorithm is called 'gfrt'. Did you",
+        ),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_not_the_files(tmp_path, override, said):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN_CRITIC)
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, ["seed=3", override])
+    assert str(refused.value).startswith(said)
+    file.write_text(OWN_CRITIC.replace("steps = 1", "steps = -1"))
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, ["seed=3"])
+    assert str(refused.value).startswith(f"{file}: training.steps = -1: ")

@@ -15,7 +15,7 @@ from graft.config import Grading
 from graft.config_file import check_config, load_config, load_grading
 from graft.data.rows import Row, read_rows
 from graft.errors import ConfigError, DataError, GraderError
-from graft.graders import grader_spec, open_grader, refuse_rows
+from graft.graders import grader_spec, open_grader, open_judges, refuse_rows
 from graft.grading.check import parse_grader
 from graft.grading.sandbox import SandboxLimits
 from graft.report.run_folder import RunFolder
@@ -88,6 +88,42 @@ def test_a_grader_in_a_file_of_its_own(tmp_path):
         grader_spec({"file": "none.json"}, tmp_path)
 
 
+JSON_WANTED = {"type": "json_object"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_grader_in_the_body_of_a_job(tmp_path, whole):
+    """With the form of completions that stands beside it, unless the settings have one of their own."""
+    reinforcement = {"grader": CHECK, "response_format": JSON_WANTED, "hyperparameters": {"n_epochs": 2}}
+    method = {"type": "reinforcement", "reinforcement": reinforcement}
+    body = {"model": "o4-mini", "training_file": "file-1", "method": method} if whole else reinforcement
+    (tmp_path / "job.json").write_text(json.dumps(body))
+    settings = {**MINIMAL, "base": str(tmp_path), "grader": {"file": "job.json"}}
+    config = check_config(settings, where="here")
+    assert grader_spec(config.grader or {}, tmp_path) == parse_grader(CHECK)
+    assert config.grading.response_format == JSON_WANTED
+    assert check_config({**settings, "grading": {"concurrency": 2}}, where="here").grading == Grading(
+        concurrency=2, response_format=JSON_WANTED
+    )
+    own = {"response_format": {"type": "text"}}
+    assert check_config({**settings, "grading": own}, where="here").grading == Grading(**own)
+
+
+def test_problems_of_a_grader_in_a_job_have_their_place(tmp_path):
+    body: dict[str, Any] = {"method": {"reinforcement": {"grader": {**CHECK, "operation": "is"}}}}
+    (tmp_path / "job.json").write_text(json.dumps(body, indent=1))
+    with pytest.raises(
+        GraderError, match=r'job\.json:8: \$\.method\.reinforcement\.grader\.operation: got "is"'
+    ):
+        grader_spec({"file": "job.json"}, tmp_path)
+    del body["method"]["reinforcement"]["grader"]
+    (tmp_path / "job.json").write_text(json.dumps(body, indent=1))
+    with pytest.raises(
+        GraderError, match=r"job\.json:3: .*reinforcement\.grader: got nothing; wants a grader"
+    ):
+        grader_spec({"file": "job.json"}, tmp_path)
+
+
 def test_all_problems_of_a_grader_are_lines_of_the_settings_error():
     with pytest.raises(ConfigError) as refused:
         check_config({**MINIMAL, "grader": {**CHECK, "operation": "is", "input": "{{x}}"}}, where="here.toml")
@@ -136,6 +172,18 @@ def test_a_local_server_in_the_place_of_openais_model_needs_no_key(server, monke
     assert grader([sample("4", answer="4")])[0].score == 1.0
     grader.close()
     assert server.requests[0].body["model"] == "qwen3"
+
+
+def test_a_slip_in_a_judges_name_sends_nothing_to_another_server(server, monkeypatch):
+    """Of a grader or of a critic: both open their judges here. Whoever means both names, names both."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    local = {"base_url": f"{server.url}/v1", "api_key_env": ""}
+    with pytest.raises(ConfigError, match=r"'jugde', which .* Did you mean 'judge'\?"):
+        open_judges(grading(models={"judge": local}).judge, ["jugde"])
+    for models in ({"judge": local, "jugde": {}}, {"gpt-4o-mini": local}, {}):
+        asked = "gpt-4o" if "gpt-4o-mini" in models else "jugde"
+        open_judges(grading(models=models).judge, [asked]).close()
+    assert not server.requests
 
 
 def test_the_cache_lies_beside_the_models(server, monkeypatch, tmp_path):

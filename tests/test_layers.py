@@ -150,6 +150,8 @@ def test_what_is_below_knows_no_stage(name):
         ),  # a grader is checked with the settings
         ("config_file", {"algorithm_settings", "config", "errors", "section"}),
         ("graders", {"config", "data", "errors", "grading", "pull", "types"}),
+        ("named_functions", {"config", "data", "errors", "graders", "grading"}),
+        ("score_notes", {"algorithm_settings", "config", "critics", "graders", "grading"}),
         ("interrupt", set()),
         ("memory", {"errors"}),
         (

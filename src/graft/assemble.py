@@ -30,6 +30,7 @@ from graft.kernels.accelerate import accelerate
 from graft.kernels.products import training_kernels
 from graft.memory import keep_freed_memory
 from graft.model import AdapterSettings, Policy, load_model, sliding_window
+from graft.named_functions import refuse_functions
 from graft.objective.kl import EXACT
 from graft.platform import read_cpu
 from graft.rollout import llama_decoder
@@ -37,6 +38,7 @@ from graft.rollout.decoder import Decoder
 from graft.rollout.hf_decoder import HuggingFaceDecoder
 from graft.rollout.sampling import SamplingSettings
 from graft.rollout.torch_engine import TorchEngine
+from graft.score_notes import score_notes
 from graft.thoughts import ThoughtCritic, open_thought_critic
 from graft.types import Prompt
 from graft.unreachable import unreachable_judges
@@ -92,6 +94,7 @@ def assemble(
     Raises:
         GraftError: the kind says which part; see `errors.py`.
     """
+    refuse_functions(config, reward=reward is not None)
     train_rows, held_out_rows = read_and_split(
         config.data, seed=config.seed, base=Path(config.base), rows=rows
     )
@@ -116,7 +119,7 @@ def assemble(
         check_packed_forward(PolicyForward(policy.plain, Precision("exact", device)))
         precision = choose_precision(config.model.precision, device)
         forward = build_forward(policy.plain, precision)
-        notes = []
+        notes = score_notes(config) if reward is None else []
         engine = None
         if grader is not None:
             engine, note = build_engine(config.rollout, policy, precision)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from graft.algorithm_parts import EarlyStopping
 from graft.algorithm_settings import GRPO, SFT, AlgorithmSettings, OnTrees, Sampled
-from graft.grading.check import check_grader, dump_grader
+from graft.grading.settings import check_section, with_what_the_grader_says
 from graft.section import Section
 
 
@@ -173,35 +172,11 @@ class Grading(Section):
 
     response_format: dict[str, Any] | None = None
     """Form of the completions as in chat completions (`{ type = "json_schema", json_schema = { ... } }`): fills
-    `sample.output_json`. A row's own `response_format` comes first. Sampling is not constrained by it."""
+    `sample.output_json`. A row's own `response_format` comes first. Sampling is not constrained by it. Left out: that
+    of the job's body which `grader.file` names, if it names one."""
 
     judge: Judge = Judge()
     sandbox: PythonSandbox = PythonSandbox()
-
-
-def _check_grader(value: Any) -> Any:
-    """The object as `check_grader` understands it, or an error that lists every problem."""
-    if isinstance(value, dict) and "file" in value:
-        if not isinstance(value["file"], str) or len(value) > 1:
-            raise PydanticCustomError(
-                "bad_grader", "grader.file: want a file's name, and no other key beside it"
-            )
-        return value
-    spec, problems = check_grader(value)
-    if spec is None:
-        lines = [f"grader{p.path.removeprefix('$')}: got {p.got}; wants {p.wants}" for p in problems]
-        raise PydanticCustomError("bad_grader", "{lines}", {"lines": "\n".join(lines)})
-    if _holds_none(value):
-        raise PydanticCustomError(
-            "bad_grader",
-            "grader: got null inside; TOML has none: put the grader into a JSON file, grader.file",
-        )
-    return dump_grader(spec)
-
-
-def _holds_none(value: Any) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return value is None or any(_holds_none(each) for each in inner)
 
 
 class Sampling(Section):
@@ -329,7 +304,7 @@ class Evaluation(Section):
     """Temperature of evaluation; none: that of `[sampling]`."""
 
     threshold: float = 1.0
-    """A score of at least this counts as solved."""
+    """A score of at least this counts as solved. Left out: the grader's `pass_threshold`, if it has one."""
 
     @model_validator(mode="after")
     def _one_distance(self) -> Evaluation:
@@ -394,7 +369,8 @@ class RunConfig(Section):
     data: Data
     grader: dict[str, Any] | None = None
     """What turns a completion into a reward: a grader object of OpenAI's (`type = "string_check"`, ...) or of graft's
-    (`number`, `math`, `function`, ...), or `file = "grader.json"`. See `docs/openai-rft.md`."""
+    (`number`, `math`, `function`, ...), or `file = "grader.json"`, which may be the body of a fine-tuning job. See
+    `docs/openai-rft.md`."""
 
     grading: Grading = Grading()
     algorithm: AlgorithmSettings = GRPO()
@@ -407,10 +383,15 @@ class RunConfig(Section):
     checkpoints: Checkpoints = Checkpoints()
     report: Report = Report()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _grader_speaks_for_silent_sections(cls, data: Any) -> Any:
+        return with_what_the_grader_says(data) if isinstance(data, dict) else data
+
     @field_validator("grader", mode="before")
     @classmethod
     def _grader_is_one(cls, value: Any) -> Any:
-        return None if value is None else _check_grader(value)
+        return None if value is None else check_section(value)
 
     @model_validator(mode="before")
     @classmethod

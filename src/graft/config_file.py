@@ -17,6 +17,9 @@ from graft.config import Grading, RunConfig
 from graft.errors import ConfigError
 from graft.section import Section, tag_of
 
+NEAR = 0.7
+"""Likeness (difflib) from which a known key is suggested for an unknown one; `value` and `scale` have 0.6."""
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a TOML file, apply `a.b=c` overrides and check the result.
@@ -25,7 +28,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing or not TOML, or a setting is unknown, malformed or out of range.
             The message names each offending key, what it got and what it wants.
     """
-    return check_config(read_settings(path, overrides), where=str(path))
+    return check_config(read_settings(path, overrides), where=str(path), overrides=overrides)
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -64,12 +67,13 @@ def load_grading(overrides: Sequence[str]) -> Grading:
         raise ConfigError("\n".join(f"--set: {_describe(entry, data)}" for entry in entries)) from None
 
 
-def check_config(data: Mapping[str, Any], *, where: str) -> RunConfig:
+def check_config(data: Mapping[str, Any], *, where: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Turn raw settings into a checked tree.
 
     Args:
         data: nested tables as TOML gives them.
         where: names the origin in error messages, e.g. the file.
+        overrides: `a.b=c` that the settings hold already: the origin of what they say.
 
     Raises:
         ConfigError: as `load_config`.
@@ -77,9 +81,11 @@ def check_config(data: Mapping[str, Any], *, where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        found = [_describe(dict(entry), dict(data)) for entry in error.errors()]
-        lines = [line for text in found for line in text.splitlines()]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        lines = []
+        for entry in error.errors():
+            origin = _origin(dict(entry), data, overrides) or where
+            lines += [f"{origin}: {line}" for line in _describe(dict(entry), dict(data)).splitlines()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def set_override(data: dict[str, Any], override: str) -> None:
@@ -121,10 +127,26 @@ def _parse_value(text: str) -> Any:
         return text
 
 
+def _origin(entry: Mapping[str, Any], data: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """The last override that gave the value that a finding is about, or what the value stands in."""
+    path = _without_tags(_location(entry), data)
+    if entry["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path = (*path, _unquoted(entry["ctx"]["discriminator"]))
+    for override in reversed(overrides):
+        keys = tuple(override.partition("=")[0].strip().split("."))
+        is_unknown_table = entry["type"] == "extra_forbidden" and keys[: len(path)] == path
+        if path and (keys == path[: len(keys)] or is_unknown_table):
+            return f"--set {override}"
+    return None
+
+
+def _location(entry: Mapping[str, Any]) -> list[str | int]:
+    return [part for part in entry["loc"] if isinstance(part, str | int)]
+
+
 def _describe(entry: dict[str, Any], data: dict[str, Any]) -> str:
     """One line for one finding of pydantic, in the words of the settings file."""
-    location = [part for part in entry["loc"] if isinstance(part, str | int)]
-    path = _without_tags(location, data)
+    path = _without_tags(_location(entry), data)
     dotted = ".".join(str(part) for part in path)
     if entry["type"] == "bad_grader":
         return str(entry["msg"])
@@ -154,11 +176,18 @@ def _unknown_key(path: tuple[str, ...], data: dict[str, Any]) -> str:
     dotted = ".".join(path)
     section = section_at(path[:-1], data)
     known = sorted(section.model_fields) if section else []
-    chosen = data.get("algorithm", {})
-    owner = f" for algorithm '{chosen.get('name', 'grpo')}'" if path[0] == "algorithm" else ""
-    close = difflib.get_close_matches(path[-1], known, n=1)
+    close = difflib.get_close_matches(path[-1], known, n=1, cutoff=NEAR)
     hint = f"Did you mean '{close[0]}'?" if close else f"Known here: {', '.join(known)}."
-    return f"{dotted}: unknown setting{owner}. {hint}"
+    return f"{dotted}: unknown setting{_owner(path, section, data)}. {hint}"
+
+
+def _owner(path: tuple[str, ...], section: type[Section] | None, data: dict[str, Any]) -> str:
+    """For whom a key of `[algorithm]` or of a part of it is unknown: the part says its kind itself, or has none."""
+    if path[0] != "algorithm":
+        return ""
+    if len(path) > 2 and section is not None and "type" in section.model_fields:
+        return f" for {path[-2]} '{section.model_fields['type'].default}'"
+    return f" for algorithm '{data['algorithm'].get('name', 'grpo')}'"
 
 
 def _help_of(path: tuple[str, ...], data: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from graft.types import Grader
 
 FUNCTION_TIMEOUT_S = 60.0
 """Longest time for one call of a reward function in memory."""
+
+NEAR = 0.75
+"""From this likeness (difflib) on, a judge's name is taken for a slip of another: `jugde` and `judge` have 0.8,
+`gpt-4o` and `gpt-4o-mini` 0.7."""
 
 
 def grader_spec(settings: Mapping[str, Any], base: Path) -> GraderSpec:
@@ -128,13 +133,17 @@ def judges_of(settings: Mapping[str, Any] | None, base: Path) -> list[str]:
 def open_judges(settings: Judge, models: Sequence[str]) -> JudgeClient:
     """A client for these models.
 
+    A name that is nearly one of `grading.judge.models` is refused: the rows would go to another server than meant.
+
     Raises:
-        ConfigError: the environment variable of a key is not set.
+        ConfigError: the environment variable of a key is not set, or a name looks like a slip.
         GraderError: the openai library is missing.
     """
     named = [model for model in models if model in settings.models]
     needs_default = [model for model in models if model not in settings.models and model != EMBEDDING_MODEL]
     default = None
+    for model in needs_default:
+        _refuse_slip(model, settings)
     if needs_default:
         key = _key(settings.api_key_env, "grading.judge.api_key_env", needs_default[0], settings.base_url)
         default = JudgeServer(settings.base_url, key, "")
@@ -156,14 +165,25 @@ def open_judges(settings: Judge, models: Sequence[str]) -> JudgeClient:
     )
 
 
+def _refuse_slip(model: str, settings: Judge) -> None:
+    near = get_close_matches(model, settings.models, n=1, cutoff=NEAR)
+    if near:
+        raise ConfigError(
+            f"a grader or a critic asks the model '{model}', which [grading.judge.models] does not name. Did you mean "
+            f"'{near[0]}'? If '{model}' shall be asked at {settings.base_url}, name it there too: "
+            f'[grading.judge.models."{model}"] without any keys.'
+        )
+
+
 def _key(variable: str, setting: str, model: str, url: str) -> str:
     if not variable:
         return ""
     key = os.environ.get(variable, "")
     if not key:
         raise ConfigError(
-            f"the grader asks the model '{model}' at {url}; its key is read from the environment variable {variable}, "
-            f'which is not set. Set it, name another with {setting}, or give {setting} = "" where none is wanted.'
+            f"a grader or a critic asks the model '{model}' at {url}; its key is read from the environment variable "
+            f"{variable}, which is not set. Set it, name another with {setting}, or give {setting} = "
+            '"" where none is wanted.'
         )
     return key
 

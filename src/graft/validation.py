@@ -7,19 +7,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graft.config import Grading
+from graft.config import Grading, RunConfig
 from graft.config_file import load_config
-from graft.data.rows import Row, check_row, row_of
-from graft.data.sources import Problem, RawRow, parse_json, read_csv, read_jsonl
-from graft.errors import DataError, GraderError, GraftError
-from graft.graders import open_grader
+from graft.data.rows import Row, check_row, read_rows, row_of
+from graft.data.sources import Problem, RawRow, read_csv, read_jsonl
+from graft.data.split import refuse_overlap, split_rows
+from graft.errors import ConfigError, DataError, GraderError, GraftError
+from graft.graders import grader_spec, open_grader
 from graft.grading.build import BuiltGrader
-from graft.grading.check import check_grader, check_grader_file, placed
+from graft.grading.check import check_grader_file, placed
+from graft.grading.job import read_job
 from graft.grading.observe import check_response_format
 from graft.grading.offline import grade_all, sample_of_text
 from graft.grading.row_checks import check_rows
 from graft.grading.schema import GraderSpec
 from graft.grading.template import as_text
+from graft.named_functions import refuse_functions
+from graft.score_notes import score_notes
 from graft.types import Grade, Sample, StopReason
 
 FEWEST_ROWS = 10
@@ -38,6 +42,10 @@ class Found:
     files: dict[str, str] = field(default_factory=dict)
     """File -> what it was taken for."""
 
+    settings: list[RunConfig] = field(default_factory=list)
+    """Those whose own rows are still to be read."""
+
+    settings_problems: list[str] = field(default_factory=list)
     grader_problems: list[str] = field(default_factory=list)
     row_problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -46,7 +54,7 @@ class Found:
     @property
     def problems(self) -> list[str]:
         """All of them."""
-        return [*self.grader_problems, *self.row_problems]
+        return [*self.settings_problems, *self.grader_problems, *self.row_problems]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,8 @@ def check_files(paths: Sequence[Path], *, prompt_key: str = "prompt") -> Found:
     """Check files by themselves, then rows against the grader.
 
     Args:
-        paths: `.json` (a grader, or the body of a fine-tuning job), `.jsonl` and `.csv` (rows), `.toml` (settings).
+        paths: `.json` (a grader, or the body of a fine-tuning job), `.jsonl` and `.csv` (rows), `.toml` (settings:
+            their own grader, functions and rows).
         prompt_key: column with the prompt of rows without `messages`.
     """
     found = Found()
@@ -81,6 +90,8 @@ def check_files(paths: Sequence[Path], *, prompt_key: str = "prompt") -> Found:
             found.row_problems.append(f"{path}: got no known kind; wants .json, .jsonl, .csv or .toml")
             continue
         reader(path, found, prompt_key)
+    for config in found.settings:
+        _read_rows_of_settings(config, found)
     if found.grader is not None and found.rows:
         problems = check_rows(found.grader, found.rows, found.grading.response_format)
         found.row_problems += [str(problem) for problem in problems]
@@ -98,10 +109,16 @@ def try_out(found: Found, key: str) -> list[Trial]:
     gets, and 1 at least for graders that count from 0 to 1.
 
     Raises:
+        ConfigError: there is no grader, or there are no rows.
         GraftError: the grader cannot be opened.
     """
     if found.grader is None or not found.rows:
-        raise DataError("--reference-key needs a grader file and a rows file: give both.")
+        lacking = (
+            "rows, which no file holds or names" if found.grader else "a grader, which no file holds or names"
+        )
+        raise ConfigError(
+            f"--reference-key needs {lacking}: give a grader and rows, or settings that name both."
+        )
     missing = [row.where for row in found.rows if key not in row.item]
     if missing:
         raise DataError(f"{missing[0]}: no key {key!r} for --reference-key ({len(missing)} rows lack it)")
@@ -162,51 +179,39 @@ def _short_of(grade: Grade, full: float) -> str | None:
 
 
 def _read_json(path: Path, found: Found, prompt_key: str) -> None:
-    job = _job_settings(path)
+    job = read_job(path)
     found.files[str(path)] = "a grader" if job is None else "a job's body"
-    spec, problems = check_grader_file(path) if job is None else _check_job(path, *job, found)
+    spec, problems = check_grader_file(path)
+    if job is not None:
+        problems += _check_format(path, *job, found)
     found.grader_problems += [str(problem) for problem in problems]
     _take_grader(spec, path.name, found)
     if spec is not None and job is None:
         found.base = path.parent
 
 
-def _job_settings(path: Path) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
-    """What leads to the reinforcement settings in the body of OpenAI's create call, and these; None if it is none."""
-    try:
-        data = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except (OSError, ValueError):
-        return None
-    steps: tuple[str, ...] = ()
-    for key in ("method", "reinforcement"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data, steps = data[key], (*steps, key)
-    is_job = isinstance(data, dict) and ("reinforcement" in steps or isinstance(data.get("grader"), dict))
-    return (steps, data) if is_job else None
-
-
-def _check_job(
+def _check_format(
     path: Path, steps: tuple[str, ...], settings: Mapping[str, Any], found: Found
-) -> tuple[GraderSpec | None, list[Problem]]:
-    text = path.read_text(encoding="utf-8-sig")
-    spec, problems = check_grader(settings.get("grader"))
-    if "grader" not in settings:
-        problems = [replace(problem, got="nothing") for problem in problems]
-    problems = [placed(problem, path.name, text, (*steps, "grader")) for problem in problems]
+) -> list[Problem]:
+    """Of the completions, which a job declares beside its grader."""
     declared = settings.get("response_format")
-    if declared is not None:
-        refused = check_response_format(declared, path.name)
-        problems += [placed(problem, path.name, text, (*steps, "response_format")) for problem in refused]
-        if not refused:
-            found.grading = found.grading.model_copy(update={"response_format": declared})
-    return spec, problems
+    if declared is None:
+        return []
+    text = path.read_text(encoding="utf-8-sig")
+    refused = check_response_format(declared, path.name)
+    if not refused:
+        found.grading = found.grading.model_copy(update={"response_format": declared})
+    return [placed(problem, path.name, text, (*steps, "response_format")) for problem in refused]
 
 
-def _read_rows(path: Path, found: Found, prompt_key: str) -> None:
+def _read_rows(
+    path: Path, found: Found, prompt_key: str, *, limit: int | None = None, of_settings: bool = False
+) -> None:
+    """The rows of a file: the first `limit` of them, and without notes where settings name it."""
     found.files[str(path)] = "rows"
     read = read_jsonl if path.suffix.lower() == ".jsonl" else read_csv
     known = {row.key: row.where for row in found.rows}
-    count = 0
+    count, usable = 0, 0
     try:
         for raw in read(path):
             count += 1
@@ -215,14 +220,21 @@ def _read_rows(path: Path, found: Found, prompt_key: str) -> None:
             if isinstance(raw, RawRow) and not problems:
                 row = row_of(len(found.rows), raw, prompt_key)
                 found.rows.append(row)
-                if row.key in known and not known[row.key].startswith(f"{path.name}:"):
+                usable += 1
+                if of_settings and usable == limit:
+                    break
+                if (
+                    not of_settings
+                    and row.key in known
+                    and not known[row.key].startswith(f"{path.name}:")
+                ):
                     found.notes.append(f"{row.where}: the same question as {known[row.key]}")
     except DataError as error:
         found.row_problems.append(str(error))
         return
     if count == 0:
         found.row_problems.append(f"{path.name}: no rows in it; wants at least one")
-    elif count < FEWEST_ROWS:
+    elif count < FEWEST_ROWS and not of_settings:
         found.notes.append(f"{path.name}: {count} rows; OpenAI's service wanted {FEWEST_ROWS} at least")
 
 
@@ -230,17 +242,68 @@ def _read_settings(path: Path, found: Found, prompt_key: str) -> None:
     found.files[str(path)] = "settings"
     try:
         config = load_config(path)
-        found.grading, found.base = config.grading, Path(config.base)
-        if config.grader is None:
-            return
-        if "file" in config.grader:
-            spec, problems = check_grader_file(Path(config.base) / Path(config.grader["file"]).expanduser())
-            found.grader_problems += [str(problem) for problem in problems]
-        else:
-            spec, _ = check_grader(config.grader)
-        _take_grader(spec, path.name, found)
     except GraftError as error:
+        found.settings_problems += str(error).splitlines()
+        return
+    found.grading, found.base = config.grading, Path(config.base)
+    found.settings.append(config)
+    try:
+        if config.grader is not None:
+            _take_grader(grader_spec(config.grader, found.base), path.name, found)
+        found.notes += [f"{path.name}: {note}" for note in score_notes(config)]
+        refuse_functions(config)
+    except GraderError as error:
         found.grader_problems += str(error).splitlines()
+    except ConfigError as error:
+        found.settings_problems += [f"{path.name}: {line}" for line in str(error).splitlines()]
+
+
+def _read_rows_of_settings(config: RunConfig, found: Found) -> None:
+    """As a run reads them, but all problems of a file are listed. The hub is not asked."""
+    data, base = config.data, Path(config.base)
+    if data.source is None:
+        found.notes.append("the settings name no data.source: rows would have to come from Python")
+    given = {Path(name).resolve() for name in found.files}
+    parts: list[list[Row]] = []
+    for source, limit in ((data.source, data.rows), (data.held_out_source, None)):
+        if source is None:
+            continue
+        if source.startswith("hub:"):
+            found.notes.append(f"{source}: not read here")
+            continue
+        is_file = not source.startswith("gym:")
+        path = (base / Path(source).expanduser()).resolve()
+        if is_file and path in given:
+            continue
+        before = len(found.rows)
+        if is_file and not data.options and path.suffix.lower() in (".jsonl", ".csv"):
+            _read_rows(path, found, data.prompt_key, limit=limit, of_settings=True)
+        else:
+            _read_other_rows(config, source, limit, found)
+        parts.append(found.rows[before:])
+    if found.row_problems or found.settings_problems:
+        return
+    try:
+        if len(parts) == 2:
+            refuse_overlap(*parts)
+        elif parts and data.held_out:
+            split_rows(parts[0], data.held_out, seed=config.seed)
+    except DataError as error:
+        found.row_problems += str(error).splitlines()
+
+
+def _read_other_rows(config: RunConfig, source: str, limit: int | None, found: Found) -> None:
+    """Of `gym:NAME`; and of what is no source, to say why."""
+    data = config.data
+    try:
+        rows = read_rows(source, options=data.options, limit=limit, seed=config.seed, base=Path(config.base))
+    except ConfigError as error:
+        found.settings_problems += str(error).splitlines()
+    except GraftError as error:
+        found.row_problems += str(error).splitlines()
+    else:
+        found.files[source] = "rows"
+        found.rows += [replace(row, index=len(found.rows) + place) for place, row in enumerate(rows)]
 
 
 def _take_grader(spec: GraderSpec | None, where: str, found: Found) -> None:
@@ -259,6 +322,8 @@ _READERS = {".json": _read_json, ".jsonl": _read_rows, ".csv": _read_rows, ".tom
 
 def error_of(found: Found) -> type[GraftError] | None:
     """Which kind of error the problems are, for the exit code."""
+    if found.settings_problems:
+        return ConfigError
     if found.grader_problems:
         return GraderError
     return DataError if found.row_problems else None

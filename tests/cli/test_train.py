@@ -256,6 +256,15 @@ def test_dry_run_for_people(task, graft):
     assert "Assumed:\n- completions have" in result.out
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_scores_that_do_not_fit_the_settings_are_told(task, graft, options):
+    member = '{type="function", function="grader.py:reward"}'
+    grader = f'grader={{type="multi", calculate_output="10*f", graders={{f={member}}}}}'
+    result = graft("train", task / "config.toml", "--set", grader, "--set", "training.steps=1", *options)
+    assert result.code == 0, result.err
+    assert "scores go to 10, and everything from 1 counts as solved" in " ".join(result.err.split())
+
+
 def test_dry_run_finds_a_reward_that_fails(task, graft):
     result = graft("train", task / "config.toml", "--dry-run", "--set", "grader.function=grader.py:raises")
     assert result.code == 5

@@ -184,17 +184,104 @@ def test_settings_with_a_grader(graft, write):
     result = graft("validate", write("c.toml", text), write("rows.jsonl", ROWS))
     assert (result.code, len(result.out.splitlines())) == (3, 10)
     assert "$.sum" in result.out
-    assert graft("validate", write("c.toml", text.replace('key = "sum"', "ky = 1"))).code == 5
+    assert graft("validate", write("c.toml", text.replace('key = "sum"', "ky = 1"))).code == 2
     write("g.json", {**CHECK, "operation": "is"})
     result = graft("validate", write("c.toml", SETTINGS + 'file = "g.json"\n'))
     assert "g.json:6: $.operation" in result.out
 
 
+def test_settings_that_do_not_fit_the_range_of_the_scores(graft, write):
+    message = {"role": "user", "content": "{{item.answer}}"}
+    write("g.json", {"type": "score_model", "model": "m", "input": [message], "range": [0, 10]})
+    write("rows.jsonl", ROWS)
+    result = graft("validate", write("c.toml", SETTINGS + 'file = "g.json"\n'))
+    assert result.code == 0
+    assert "note: c.toml: scores go to 10, and everything from 1 counts as solved" in result.err
+
+
 @pytest.mark.parametrize("name", ["x.txt", "none.json", "none.jsonl", "none.toml"])
 def test_files_that_are_none(graft, tmp_path, name):
     result = graft("validate", tmp_path / name)
-    assert result.code in (3, 5)
+    assert result.code == {"none.json": 5, "none.toml": 2}.get(name, 3)
     assert name in result.out
+
+
+NUMBER = 'type = "number"\n'
+
+
+def settings(*lines: str, grader: str = NUMBER) -> str:
+    """A settings file whose `data.source` is rows.jsonl, with further lines."""
+    return SETTINGS.replace("[grader]", "\n".join([*lines, "[grader]"])) + grader
+
+
+def test_the_rows_that_settings_name_are_checked_and_counted(graft, write):
+    write("rows.jsonl", ROWS)
+    config = write("c.toml", settings())
+    result = graft("validate", config)
+    assert (result.code, result.out, result.err) == (0, "", "no problems, 10 usable rows\n")
+    assert graft("validate", config, config.parent / "rows.jsonl").err == "no problems, 10 usable rows\n"
+    write("rows.jsonl", [*ROWS[:3], {"messages": []}, {**ROWS[4], "answer": "five"}])
+    result = graft("validate", config)
+    assert (result.code, [line.partition(": got")[0] for line in result.out.splitlines()]) == (
+        3,
+        ["rows.jsonl:4: $.messages", "rows.jsonl:5: $.answer"],
+    )
+    limited = write("limited.toml", settings("data.rows = 3"))  # a run reads no further
+    assert graft("validate", limited).err == "no problems, 3 usable rows\n"
+    write("columns.jsonl", [{"question": "1 + 1?", "answer": "2"}])
+    text = settings('data.prompt_key = "question"').replace("rows.jsonl", "columns.jsonl")
+    assert graft("validate", write("c.toml", text)).err == "no problems, 1 usable rows\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "said"),
+    [
+        (['data.held_out_source = "held.jsonl"'], 3, "2 questions are in both"),
+        (["data.held_out = 10"], 3, "cannot hold out 10 of 10 rows"),
+        (['data.held_out_source = "none.jsonl"'], 3, "none.jsonl"),
+        (['data.held_out_source = "held.txt"'], 2, "held.txt"),
+        (["data.options = { a = 1 }"], 2, "a file has no options"),
+    ],
+)
+def test_rows_of_settings_that_a_run_would_refuse(graft, write, lines, code, said):
+    write("rows.jsonl", ROWS)
+    write("held.jsonl", ROWS[:2])
+    result = graft("validate", write("c.toml", settings(*lines)))
+    assert (result.code, said in result.out) == (code, True), result.out
+
+
+def test_held_out_rows_of_settings_are_checked_and_counted(graft, write):
+    write("rows.jsonl", ROWS[:7])
+    write("held.jsonl", ROWS[7:])
+    result = graft("validate", write("c.toml", settings('data.held_out_source = "held.jsonl"')))
+    assert (result.code, result.err) == (0, "no problems, 10 usable rows\n")
+
+
+def test_the_hub_is_not_asked(graft, write):
+    text = settings().replace("rows.jsonl", "hub:some/set")
+    result = graft("validate", write("c.toml", text))
+    assert (result.code, "note: hub:some/set: not read here" in result.err) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("nofile.py:critic", "nofile.py: cannot be read"),
+        ("own.py:critc", "did you mean 'critic'?"),
+        ("own.py:critic", None),
+    ],
+)
+def test_functions_that_settings_name(graft, write, reference, said):
+    write("rows.jsonl", ROWS)
+    write("own.py", "def critic(chain):\n    return {}\n")
+    critic = f'algorithm = {{ name = "rft", critic = {{ type = "function", function = "{reference}" }} }}'
+    result = graft("validate", write("c.toml", settings(critic)))
+    if said is None:
+        assert (result.code, result.out) == (0, "")
+    else:
+        assert result.code == 2
+        assert result.out.startswith("c.toml: algorithm.critic.function: ")
+        assert said in result.out
 
 
 # -- references -----------------------------------------------------------------------------------------------
@@ -236,6 +323,21 @@ def test_a_reference_key_that_is_not_there(graft, write):
     result = graft("validate", *files, "--reference-key", "golden")
     assert result.code == 3
     assert "no key 'golden'" in result.err
+
+
+def test_references_of_settings(graft, write):
+    write("rows.jsonl", ROWS)
+    result = graft("validate", write("c.toml", settings()), "--reference-key", "answer")
+    assert result.code == 0
+    assert result.out.splitlines()[0].split()[:2] == ["reference", "1.000"]
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("g.json", "needs rows"), ("rows.jsonl", "needs a grader")])
+def test_references_need_grader_and_rows(graft, write, name, lacks):
+    write("g.json", CHECK)
+    write("rows.jsonl", ROWS)
+    result = graft("validate", write(name, CHECK if name == "g.json" else ROWS), "--reference-key", "answer")
+    assert (result.code, lacks in result.err) == (2, True)
 
 
 # -- the slide's two examples ---------------------------------------------------------------------------------

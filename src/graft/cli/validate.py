@@ -15,8 +15,8 @@ def validate(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="A grader or the body of a fine-tuning job (.json), rows (.jsonl, .csv), settings (.toml). Rows are "
-            "also checked against the grader.",
+            help="A grader or the body of a fine-tuning job (.json), rows (.jsonl, .csv), settings (.toml), "
+            "whose own grader, functions and rows are checked. Rows are also checked against the grader.",
         ),
     ],
     reference_key: Annotated[

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from graft.data.sources import BadJsonError, Problem, nearest, parse_json, shown
 from graft.errors import GraderError
 from graft.grading.formula import NAME, FormulaError, parse_formula
+from graft.grading.job import job_settings
 from graft.grading.schema import (
     KINDS,
     PARTS,
@@ -49,6 +50,9 @@ _SLIPS = (
 )
 """Character at which JSON went wrong -> what to do."""
 
+_WANTED_OBJECT = 'a grader object, e.g. {"type": "string_check", ...}'
+_MISSING = Problem("", "$", "nothing", _WANTED_OBJECT)
+
 _WANTED = {
     "string_type": "text",
     "string_too_short": "text that is not empty",
@@ -75,7 +79,7 @@ def check_grader(data: Any, *, where: str = "grader") -> tuple[GraderSpec | None
         The specification, or None with at least one problem.
     """
     if not isinstance(data, Mapping):
-        return None, [Problem(where, "$", shown(data), 'a grader object, e.g. {"type": "string_check", ...}')]
+        return None, [Problem(where, "$", shown(data), _WANTED_OBJECT)]
     members = data.get("graders")
     if isinstance(members, Mapping) and isinstance(
         members.get("type"), str
@@ -114,7 +118,7 @@ def parse_grader(data: Any, *, where: str = "grader") -> GraderSpec:
 
 
 def read_grader(path: Path) -> GraderSpec:
-    """The specification in a JSON file.
+    """The specification in a JSON file that holds it, or the body of a job with it.
 
     Raises:
         GraderError: the file cannot be read, is no JSON, or holds no grader; the message lists every problem with
@@ -127,7 +131,7 @@ def read_grader(path: Path) -> GraderSpec:
 
 
 def check_grader_file(path: Path) -> tuple[GraderSpec | None, list[Problem]]:
-    """`check_grader` of a JSON file; the problems name file and line."""
+    """`check_grader` of a JSON file, or of the grader in a job's body; the problems name file and line."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -137,9 +141,15 @@ def check_grader_file(path: Path) -> tuple[GraderSpec | None, list[Problem]]:
         data = parse_json(raw)
     except BadJsonError as error:
         return None, [_json_problem(path.name, raw, error)]
-    text = raw.decode("utf-8")
+    text, inside = raw.decode("utf-8"), ()
+    job = job_settings(data)
+    if job is not None:
+        steps, settings = job
+        data, inside = settings.get("grader"), (*steps, "grader")
+        if "grader" not in settings:
+            return None, [placed(_MISSING, path.name, text, inside)]
     spec, problems = check_grader(data, where=path.name)
-    return spec, [placed(problem, path.name, text) for problem in problems]
+    return spec, [placed(problem, path.name, text, inside) for problem in problems]
 
 
 def dump_grader(spec: GraderSpec) -> dict[str, Any]:

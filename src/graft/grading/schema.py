@@ -69,7 +69,8 @@ class Named(Part):
     """For people; filled in where it is missing."""
 
     pass_threshold: FiniteFloat | None = None
-    """Of OpenAI's evals; kept, and without effect on the reward."""
+    """Of OpenAI's evals, in the score's own units; without effect on the reward. The outermost grader's is what counts
+    as solved, unless the settings say."""
 
 
 class StringCheck(Named):
