@@ -56,6 +56,21 @@ def test_metrics_of_one_chart_are_told_apart(tmp_path: Path):
     assert shared["labels"] == ["S", "P", "G"]
 
 
+def test_each_part_of_a_grader_is_a_line_of_one_chart(tmp_path: Path):
+    with RunFolder.create(tmp_path / "run", "") as folder:
+        folder.append_metrics({"step": 1, "stage": "train", "reward_mean": 0.5, "part_form_mean": 1.0})
+        folder.append_metrics(
+            {"step": 2, "stage": "train", "part_right\x1b_mean": 0.25, "part_form_mean": 0.5}
+        )
+        folder.append_metrics(
+            {"step": 2, "stage": "evaluation", "moment": "after", "held_out_part_form_mean": 0.5}
+        )
+    _, parts = charts(read_run(folder, max_trees=9))
+    assert (parts["title"], parts["stage"], parts["unit"]) == ("Parts of the score", "train", "score")
+    assert parts["metrics"] == ["part_form_mean", "part_right\x1b_mean"]
+    assert parts["labels"] == ["form", "right␛"]
+
+
 def test_the_page_explains_the_numbers_that_it_shows(tmp_path: Path):
     grown = grown_record(1, [2, 2])
     grown["numbers"]["1"]["own"] = 1.0

@@ -201,6 +201,49 @@ def test_curves_of_one_chart_have_names_and_colours_of_their_own(browser: Browse
     assert page.problems == []
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run whose grader has four parts, one with a long name."""
+    names = ["form", "right", "near", "answer_in_the_form_asked_for"]
+    folder = write_run(tmp_path_factory.mktemp("runs") / "run", steps=2, warm_start_steps=0)
+    with folder:
+        for step in (3, 4):
+            folder.append_metrics(
+                {"step": step, "stage": "train", **{f"part_{n}_mean": i / step for i, n in enumerate(names)}}
+            )
+        record = chains_record(4, [MadeChain([], "12"), MadeChain([], "13")], question=ASKED)
+        record["grades"]["1"]["parts"] = {"form": 1.0, "right": 0.25}
+        record["item"] |= ROW
+        folder.append_tree(record)
+    return write_report(folder.path)
+
+
+ASKED = "Which is it, A or B?"
+ROW = {"question": ASKED, "reference_answer": "A", "messages": [{"role": "user", "content": ASKED}]}
+
+
+def test_parts_of_a_grader_have_a_line_each_and_stand_in_the_card_of_their_sample(
+    browser: Browser, parts: Path
+):
+    page = browser.open(parts)
+    chart = (
+        "[...document.querySelectorAll('.chart')].find((each) => "
+        "each.querySelector('.term').textContent === 'Parts of the score')"
+    )
+    told = page.ask(f"{chart}.querySelector('.readout').textContent").replace("\u00a0", " ")
+    assert told == "form 0right 0.25 · near 0.5 · answer_in_the_form_asked_for 0.75 · step 4"
+    looks = page.ask(
+        f"[...{chart}.querySelectorAll('path.line')].map((each) => getComputedStyle(each))"
+        ".map((style) => `${style.stroke} ${style.strokeDasharray}`)"
+    )
+    assert len(set(looks)) == 4
+    assert texts(page, ".prompt:nth-of-type(1) article .parts") == ["form 1right 0.25"]
+    page.point(".to-tree", click=True)
+    page.point(".tree .item .span-kind", click=True)
+    assert texts(page, ".tree .detail .parts") == ["form 1right 0.25"]
+    assert page.problems == []
+
+
 def test_a_failed_critique_is_told_and_its_sample_looks_like_one_without_numbers(
     browser: Browser, thoughts: Path
 ):

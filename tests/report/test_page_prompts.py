@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from graft.report import page_prompts
 from graft.report.numbers import NUMBERS, in_order
-from graft.report.page_prompts import prompt_data
+from graft.report.page_prompts import pair_data, prompt_data
+from graft.report.trees import ShownPair, shown_samples
 from graft.types import Critique, Outcome
 from tests.report.synthetic import MadeChain, chains_record, grown_record, judged_chain
 
@@ -34,6 +37,18 @@ def test_a_chain_by_hand():
     assert (data["row"], data["leaves"], data["drawn"], data["spans"]) == (7, [2], 1, 3)
     assert "branches" not in data
     assert "survivors" not in data
+
+
+def test_a_sample_says_which_part_gave_what():
+    record = chains_record(1, [MadeChain([], "12"), MadeChain([], "13")])
+    record["grades"]["1"]["parts"] = {"form\x1b": 1.0, "right": 0.12345678, "odd": "NaN"}
+    given, none = (node["grade"] for node in prompt_data(record)["nodes"])
+    assert given["parts"] == {"form␛": 1.0, "right": 0.123457, "odd": "NaN"}
+    assert "parts" not in none
+    (sample, _) = shown_samples(record)
+    pair = pair_data(ShownPair(1, [], {}, sample, replace(sample, parts={})))
+    assert pair["before"]["parts"] == given["parts"]
+    assert "parts" not in pair["after"]
 
 
 def test_a_method_that_tells_no_numbers_leaves_none():

@@ -47,7 +47,7 @@ class Metric:
     """One sentence for people, Markdown."""
 
     chart: str | None = None
-    """Title of the chart that draws it; metrics with the same title share one, three at most. None: not drawn."""
+    """Title of the chart that draws it; three metrics at most share one, or a `<name>` has it. None: not drawn."""
 
     higher_is: Literal["better", "worse"] | None = None
     """None where neither direction is good by itself."""
@@ -107,6 +107,8 @@ _DECLARED = (
         "part_<name>_mean",
         "score",
         "Mean of the grader's part `<name>`; one metric for each part that it names.",
+        "Parts of the score",
+        special=True,
     ),
     Metric(
         "groups_with_signal",

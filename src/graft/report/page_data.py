@@ -14,6 +14,7 @@ from graft.report.metrics import METRICS, Metric, Stage, find_metric
 from graft.report.numbers import NUMBERS, in_order
 from graft.report.page_prompts import pair_data, prompt_data
 from graft.report.run_folder import RunFolder, to_plain
+from graft.report.text import visible
 from graft.report.tree_lines import well_formed
 from graft.report.trees import ShownPair, before_and_after, evenly, telling_pairs
 
@@ -125,16 +126,17 @@ def charts(run: Run) -> list[dict[str, Any]]:
     found = []
     for title in chart_titles():
         for stage in _stages_of(run, title):
-            metrics = [metric for metric in _metrics_of(title) if _measured(run.records, stage, metric.name)]
-            if metrics:
+            metrics = _metrics_of(title)
+            lines = {name: label for metric in metrics for name, label in _lines(run.records, stage, metric)}
+            if lines:
                 found.append(
                     {
                         "title": f"Warm-start {title.lower()}" if stage is Stage.WARM_START else title,
                         "declared": title,
                         "stage": str(stage),
                         "unit": metrics[0].unit,
-                        "metrics": [metric.name for metric in metrics],
-                        "labels": [metric.label for metric in metrics],
+                        "metrics": list(lines),
+                        "labels": list(lines.values()),
                     }
                 )
     return found
@@ -170,6 +172,16 @@ def run_seconds(records: Iterable[Mapping[str, Any]]) -> float:
 
 def _metrics_of(title: str) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.chart == title]
+
+
+def _lines(records: Sequence[Mapping[str, Any]], stage: Stage, metric: Metric) -> list[tuple[str, str]]:
+    """What a metric draws in its chart: recorded names with what each is called there, `<name>` by what it is."""
+    if "<name>" not in metric.name:
+        return [(metric.name, metric.label)] if _measured(records, stage, metric.name) else []
+    names = dict.fromkeys(name for record in records if record["stage"] == stage for name in record)
+    before, after = (len(part) for part in metric.name.split("<name>"))
+    own = [name for name in names if metric.pattern.fullmatch(name) and find_metric(name) is metric]
+    return [(name, visible(name[before : len(name) - after])) for name in own]
 
 
 def _measured(records: Iterable[Mapping[str, Any]], stage: Stage, name: str) -> bool:

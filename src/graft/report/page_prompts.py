@@ -5,7 +5,8 @@ A prompt of a training step comes as its spans, from which the page draws both i
     {"row": 3, "messages": [...], "item": {...},
      "nodes": [{"parent": -1, "group": 0, "kind": "thought", "text": "...", "tokens": 9, "advantage": 0.3,
                 "numbers": {"S": 10.0, "A": 0.3}, "reason": "...",                  # where told
-                "grade": {"score": 1.0, "outcome": "graded", "reason": ""},         # at leaves
+                "grade": {"score": 1.0, "outcome": "graded", "reason": "",          # at leaves
+                          "parts": {"format": 0.5}},                                # of a grader that has some
                 "critique": {"overall": 10.0, "outcome": "graded", "problem": ""},  # where a chain was criticised
                 "left_out": 2}],                                                    # spans below it not on the page
      "leaves": [4, 9],                                         # the samples to show, by the ends of their paths
@@ -152,7 +153,13 @@ def _grade(grade: Mapping[str, Any]) -> dict[str, Any]:
         "score": grade.get("score"),
         "outcome": grade.get("outcome", "not graded"),
         "reason": visible(grade.get("reason", "")[:CHARACTERS_PER_REASON]),
+        **_parts(grade.get("parts", {})),
     }
+
+
+def _parts(parts: Mapping[str, float | str]) -> dict[str, Any]:
+    """What each part of the grader gave; nothing where it has none."""
+    return {"parts": {visible(name): _short(value) for name, value in parts.items()}} if parts else {}
 
 
 def _short(value: float | str) -> float | str:
@@ -188,6 +195,7 @@ def _sample(sample: ShownSample) -> dict[str, Any]:
         "score": sample.score,
         "outcome": sample.outcome,
         "reason": visible(sample.reason[:CHARACTERS_PER_REASON]),
+        **_parts(sample.parts),
         "tokens": sample.tokens,
         "stop": sample.stop,
     }

@@ -32,7 +32,7 @@ const MOMENTS = { before: "before", after_warm_start: "after warm start", during
 const TIME_STEPS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400];
 const SMOOTH_FROM = 30;
 const MARGIN = { top: 12, right: 12, bottom: 38 };
-const SERIES = ["", " second", " third"];
+const COLOURS = ["", " second", " third"], DASHES = ["", " dashed", " dotted"];
 const charts = [];
 let chosenAxis = "step";
 
@@ -49,6 +49,9 @@ function html(name, className, ...children) {
   made.append(...children);
   return made;
 }
+
+/* Classes of the lines of one chart: three colours, then the same dashed and dotted. */
+const seriesClass = (index) => COLOURS[index % 3] + DASHES[Math.floor(index / 3) % 3];
 
 const smallest = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -86,6 +89,7 @@ class Chart {
     this.columns = data.columns[spec.stage];
     this.plot = figure.querySelector(".plot");
     this.readout = figure.querySelector(".readout");
+    this.readout.classList.toggle("many", spec.metrics.length > COLOURS.length);
     this.isEvaluation = spec.stage === "evaluation";
     this.cursor = null;
     this.listen();
@@ -169,7 +173,7 @@ class Chart {
   }
 
   drawSeries(svg, points, index) {
-    const own = SERIES[index], finite = points.filter((point) => point.y !== null);
+    const own = seriesClass(index), finite = points.filter((point) => point.y !== null);
     const smooth = finite.length >= SMOOTH_FROM;
     svg.append(element("path", { class: `line${own}${smooth ? " raw" : ""}`, d: this.path(points) }));
     if (smooth) svg.append(element("path", { class: `line${own}`, d: this.path(runningMean(finite, smoothingWidth(finite.length))) }));
@@ -251,15 +255,17 @@ class Chart {
   write(found) {
     const lead = found.find(Boolean);
     if (!lead) return;
+    const named = found.length > 1 || this.spec.labels[0] !== "";
     const values = found.map((point, index) => {
       if (!point) return "";
       const value = formatValue(point.value, this.spec.unit);
-      return found.length > 1 ? `${this.spec.labels[index]}\u00a0${value}` : value;
+      return named ? `${this.spec.labels[index]}\u00a0${value}` : value;
     });
     const small = html("small", "");
-    values.slice(1).forEach((value, index) => small.append(html("span", `key${SERIES[index + 1]}`), value, " · "));
+    const keyed = (value, index) => html("span", "value", html("span", `key${seriesClass(index)}`), value);
+    values.slice(1).forEach((value, index) => small.append(keyed(value, index + 1), " · "));
     small.append(this.isEvaluation ? this.interval(lead.index) : "", AXES[this.axis].name(lead.x));
-    this.readout.replaceChildren(html("b", found.length > 1 ? "several" : "", ...(found.length > 1 ? [html("span", "key")] : []), values[0]), small);
+    this.readout.replaceChildren(html("b", found.length > 1 ? "several" : "", found.length > 1 ? keyed(values[0], 0) : values[0]), small);
   }
 
   interval(index) {
