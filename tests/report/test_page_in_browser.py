@@ -12,6 +12,7 @@ from graft.report.html import write_report
 from graft.types import Critique, Outcome
 from tests.report.browser import CHROMIUM, Browser, Page
 from tests.report.synthetic import (
+    THOUGHT_METRICS,
     MadeChain,
     chains_record,
     grown_record,
@@ -188,10 +189,7 @@ def test_curves_of_one_chart_have_names_and_colours_of_their_own(browser: Browse
         "[...document.querySelectorAll('.chart')].find((each) => "
         "each.querySelector('.term').textContent === 'Critic scores')"
     )
-    assert (
-        page.ask(f"{chart}.querySelector('.readout').innerText")
-        == "S\u00a07.5\nP\u00a06.25 · G\u00a05.5 · step\u00a01"
-    )
+    assert page.ask(f"{chart}.querySelector('.readout').innerText") == "S 7.5\nP 6.25 · G 5.5 · step\u00a01"
     strokes = page.ask(f"[...{chart}.querySelectorAll('.line')].map((each) => getComputedStyle(each).stroke)")
     keys = page.ask(
         f"[...{chart}.querySelectorAll('.key')].map((each) => getComputedStyle(each).backgroundColor)"
@@ -399,6 +397,54 @@ def test_the_path_that_a_chain_was_grown_along_is_marked_and_texts_open_whole(br
     choose(page, step=0)
     assert texts(page, "#tree-row option") == ["row 3, 7 spans"]
     assert page.problems == []
+
+
+@pytest.fixture(scope="module")
+def wide_numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with charts of long titles, numbers of many digits, and numbers next to 0."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "run", steps=1, evaluate=False)
+    record = {**THOUGHT_METRICS, "engine_gap_mean": 0.008948, "engine_gap_max": 12.3456}
+    with folder:
+        for step in (2, 3):
+            variance = -0.0002 * (step - 2)
+            changed = {"value_explained_variance": variance, "critic_agreement": 7.495e-18}
+            folder.append_metrics({"step": step, "stage": "train", **record, **changed})
+    return write_report(folder.path)
+
+
+@pytest.mark.parametrize("width", [400, 1152, 1200, 1280])
+def test_no_head_of_a_chart_runs_out_of_its_card_or_into_the_other_half(
+    browser: Browser, wide_numbers: Path, parts: Path, width: int
+):
+    for path in (wide_numbers, parts):
+        page = browser.open(path, width=width)
+        out = page.ask(
+            "[...document.querySelectorAll('.chart')].filter((card) => { const text = (selector) => { const range = "
+            "document.createRange(); range.selectNodeContents(card.querySelector(selector)); return range"
+            ".getBoundingClientRect(); }, title = text('.term'), unit = text('.unit'), value = text('.readout'), "
+            "whole = card.getBoundingClientRect(), left = Math.max(title.right, unit.right), "
+            "below = value.top >= unit.bottom - 2; return Math.max(left, value.right) > whole.right "
+            "|| (left > value.left && !below); }).map((card) => card.querySelector('.term').textContent)"
+        )
+        assert out == []
+
+
+def test_numbers_next_to_0_have_no_sign_and_ticks_differ(browser: Browser, wide_numbers: Path):
+    page = browser.open(wide_numbers)
+    told = dict(
+        page.ask(
+            "[...document.querySelectorAll('.chart')].map((card) => [card.querySelector('.term').textContent, "
+            "[card.querySelector('.readout b').textContent, "
+            "[...card.querySelectorAll('text[text-anchor=end]')].map((each) => each.textContent)]])"
+        )
+    )
+    value, ticks = told["Value model"]
+    assert value == "0.0 %"
+    percent = [tick for tick in ticks if tick.endswith("%")]
+    assert len(set(percent)) == len(percent) >= 3
+    assert "0.000 %" in percent or "0.00 %" in percent
+    assert told["Critic and grader"][0] == "0"
+    assert all("-0 %" not in ticks for _, ticks in told.values())
 
 
 @pytest.mark.parametrize("dark", [False, True])

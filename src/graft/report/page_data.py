@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graft.report.metrics import METRICS, Metric, Stage, find_metric
+from graft.report.metrics import METRICS, Metric, Stage, find_metric, without_noise
 from graft.report.numbers import NUMBERS, in_order
 from graft.report.page_prompts import pair_data, prompt_data
 from graft.report.run_folder import RunFolder, to_plain
@@ -247,4 +247,4 @@ def _number(value: Any, name: str) -> Any:
     if value is None or find_metric(name).text:
         return value
     plain = to_plain(value)
-    return float(f"{plain:.6g}") if isinstance(plain, float) else plain
+    return float(f"{without_noise(plain):.6g}") if isinstance(plain, float) else plain

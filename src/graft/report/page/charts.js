@@ -1,11 +1,15 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 
+const withoutNegativeZero = (text) => text.replace(/^-(?=[0.]*$)/, "");
+
+const formatShare = (value, digits) => `${withoutNegativeZero((100 * value).toFixed(digits))} %`;
+
 /* Values for people, as format_value in metrics.py. */
 function formatValue(value, unit) {
   if (typeof value === "string") return { Infinity: "∞", "-Infinity": "−∞" }[value] ?? value;
-  if (unit === "share") return `${(100 * value).toFixed(1)} %`;
-  if (Number.isInteger(value) || Math.abs(value) >= 10000) return Math.round(value).toLocaleString("en");
+  if (unit === "share") return formatShare(value, 1);
+  if (Number.isInteger(value) || Math.abs(value) >= 10000) return withoutNegativeZero(Math.round(value).toLocaleString("en"));
   return String(Number(value.toPrecision(4)));
 }
 
@@ -132,7 +136,8 @@ class Chart {
     const series = this.spec.metrics.map((name) => this.points(name));
     const [xLow, xHigh] = this.xDomain(), y = this.yDomain(series);
     const yTicks = ticksBetween(y.low, y.high, y.step);
-    const labels = yTicks.map((value) => formatValue(Number(value.toPrecision(6)), this.spec.unit).replace(".0 %", " %"));
+    const digits = Math.max(0, -Math.floor(Math.log10(100 * y.step) + 1e-9));
+    const labels = yTicks.map((value) => (this.spec.unit === "share" ? formatShare(value, digits) : formatValue(Number(value.toPrecision(6)), this.spec.unit)));
     const left = 10 + 6.6 * Math.max(...labels.map((label) => label.length));
     this.toX = (x) => left + ((x - xLow) / (xHigh - xLow)) * (width - left - MARGIN.right);
     this.toY = (value) => height - MARGIN.bottom - ((value - y.low) / (y.high - y.low)) * (height - MARGIN.bottom - MARGIN.top);
@@ -259,7 +264,7 @@ class Chart {
     const values = found.map((point, index) => {
       if (!point) return "";
       const value = formatValue(point.value, this.spec.unit);
-      return named ? `${this.spec.labels[index]}\u00a0${value}` : value;
+      return named ? `${this.spec.labels[index]} ${value}` : value;
     });
     const small = html("small", "");
     const keyed = (value, index) => html("span", "value", html("span", `key${seriesClass(index)}`), value);
