@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,20 @@ def test_each_part_of_a_grader_is_a_line_of_one_chart(tmp_path: Path):
     assert (parts["title"], parts["stage"], parts["unit"]) == ("Parts of the score", "train", "score")
     assert parts["metrics"] == ["part_form_mean", "part_right\x1b_mean"]
     assert parts["labels"] == ["form", "right␛"]
+
+
+def test_the_suffix_of_the_settings_is_no_part_of_a_rows_prompt(tmp_path: Path):
+    folder = write_run(tmp_path / "run", steps=1)
+    config = (folder.path / "config.toml").read_text().replace("[data]", '[data]\nsuffix = "="')
+    (folder.path / "config.toml").write_text(config)
+    trees = (folder.path / "trees.jsonl").read_text()
+    lines = [json.loads(line) for line in trees.splitlines()]
+    for line in lines:
+        line["item"]["question"] = line["item"]["question"].removesuffix("=")
+    (folder.path / "trees.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    run = read_run(folder, max_trees=9)
+    shown = [run.shown_steps[1][0], *page_data.page_data(run)["pairs"]]
+    assert all(list(prompt["item"]) == ["answer"] for prompt in shown)
 
 
 def test_the_page_explains_the_numbers_that_it_shows(tmp_path: Path):

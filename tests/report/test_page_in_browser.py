@@ -211,7 +211,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         record = chains_record(4, [MadeChain([], "12"), MadeChain([], "13")], question=ASKED)
         record["grades"]["1"]["parts"] = {"form": 1.0, "right": 0.25}
-        record["item"] |= ROW
+        record["item"] = ROW
         folder.append_tree(record)
     return write_report(folder.path)
 
@@ -397,6 +397,19 @@ def test_the_path_that_a_chain_was_grown_along_is_marked_and_texts_open_whole(br
     choose(page, step=0)
     assert texts(page, "#tree-row option") == ["row 3, 7 spans"]
     assert page.problems == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_keys_of_a_row_stand_beside_or_above_their_values(browser: Browser, parts: Path, width: int):
+    page = browser.open(parts, width=width)
+    assert texts(page, "#step-samples .prompt[open] .message > span") == ["user", "reference_answer"]
+    assert texts(page, "#step-samples .prompt[open] .message > div") == [ASKED, "A"]
+    apart = page.ask(
+        "[...document.querySelectorAll('.message')].filter((each) => { const key = document.createRange(); "
+        "key.selectNodeContents(each.firstChild); const at = key.getBoundingClientRect(), value = "
+        "each.lastChild.getBoundingClientRect(); return at.right <= value.left || at.bottom <= value.top + 1; }).length"
+    )
+    assert apart == count(page, ".message")
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,44 @@ def test_a_sample_says_which_part_gave_what():
     assert "parts" not in pair["after"]
 
 
+def test_only_keys_that_the_prompt_was_made_of_are_left_out():
+    messages = [{"role": "system", "content": "Choose."}, {"role": "user", "content": "Which is it, A or B?"}]
+    record = chains_record(1, [MadeChain([], "A")])
+    record["messages"] = messages
+    record["item"] = {
+        "question": " Which is it, A or B?\n",
+        "messages": messages[1:],
+        "turns": messages,
+        "reference_answer": "A",
+        "hint": "it",
+        "options": ["A", "é"],
+        "others": [],
+        "level": {"of": 1},
+        "hard": False,
+        "weight": 1.5,
+        "none": None,
+    }
+    assert prompt_data(record)["item"] == {
+        "reference_answer": "A",
+        "hint": "it",
+        "options": '["A", "é"]',
+        "others": "[]",
+        "level": '{"of": 1}',
+        "hard": "false",
+        "weight": "1.5",
+    }
+
+
+def test_the_prompt_of_a_row_is_left_out_where_a_suffix_was_added_to_it():
+    record = chains_record(1, [MadeChain([], "12")], question="6 + 6 =\nAnswer:")
+    record["item"] = {"prompt": "6 + 6 =", "answer": "6"}
+    assert prompt_data(record, suffix="\nAnswer:")["item"] == {"answer": "6"}
+    assert prompt_data(record)["item"] == record["item"]
+    (sample,) = shown_samples(record)
+    pair = ShownPair(1, record["messages"], record["item"], sample, sample)
+    assert pair_data(pair, suffix="\nAnswer:")["item"] == {"answer": "6"}
+
+
 def test_a_method_that_tells_no_numbers_leaves_none():
     (node,) = prompt_data(chains_record(1, [MadeChain([], "12")]))["nodes"]
     assert not {"numbers", "reason", "critique", "left_out"} & set(node)

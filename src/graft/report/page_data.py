@@ -71,7 +71,8 @@ def read_run(folder: RunFolder, *, max_trees: int) -> Run:
         DataError: a file of the folder is damaged: a line is not JSON. A line of `trees.jsonl` that is JSON but no
             tree record is left out and named in `Run.left_out`.
     """
-    records = folder.read_metrics()
+    settings, records = folder.read_settings(), folder.read_metrics()
+    suffix = _suffix(settings)
     steps = sorted({record["step"] for record in records if record["stage"] == Stage.TRAIN})
     shown: dict[int, list[dict[str, Any]]] = {step: [] for step in evenly(steps, max(1, max_trees))}
     characters = dict.fromkeys(shown, 0)
@@ -81,13 +82,13 @@ def read_run(folder: RunFolder, *, max_trees: int) -> Run:
         if tree["stage"] == Stage.EVALUATION:
             held_out.append(tree)
         elif tree["step"] in shown and len(shown[tree["step"]]) < PROMPTS_PER_STEP:
-            shown[tree["step"]].append(prompt_data(tree))
+            shown[tree["step"]].append(prompt_data(tree, suffix=suffix))
             characters[tree["step"]] += _characters(shown[tree["step"]][-1])
             while len(shown) > 1 and sum(characters[step] for step in shown) > CHARACTERS_HELD:
                 shown = {step: shown[step] for step in evenly(list(shown), len(shown) // 2)}
     return Run(
         name=folder.path.resolve().name,
-        settings=folder.read_settings(),
+        settings=settings,
         config=folder.read_config(),
         summary=folder.read_summary(),
         records=records,
@@ -109,7 +110,10 @@ def page_data(run: Run) -> dict[str, Any]:
         },
         "steps": [{"step": step, "prompts": prompts} for step, prompts in run.shown_steps.items()],
         "numbers": [{"name": name, "meaning": NUMBERS.get(name, "")} for name in numbers_shown(run)],
-        "pairs": [pair_data(pair) for pair in telling_pairs(run.pairs, MAX_PAIRS, threshold=run.threshold)],
+        "pairs": [
+            pair_data(pair, suffix=_suffix(run.settings))
+            for pair in telling_pairs(run.pairs, MAX_PAIRS, threshold=run.threshold)
+        ],
         "threshold": run.threshold,
     }
 
@@ -168,6 +172,11 @@ def chart_meaning(title: str) -> str:
 def run_seconds(records: Iterable[Mapping[str, Any]]) -> float:
     """Seconds spent in the recorded steps and evaluations."""
     return sum(_seconds(record) for record in records)
+
+
+def _suffix(settings: Mapping[str, Any]) -> str:
+    """What was added to the prompts that came from a key of the rows."""
+    return str(settings.get("data", {}).get("suffix", ""))
 
 
 def _metrics_of(title: str) -> list[Metric]:

@@ -102,8 +102,7 @@ function messageList(asked) {
     list.append(html("div", "message", html("span", "", name), content));
   };
   for (const message of asked.messages) add(message.role, message.text);
-  const shown = asked.messages.map((message) => message.text).join("\n");
-  for (const [key, value] of Object.entries(asked.item)) if (value && !shown.includes(value)) add(key, value);
+  for (const [key, value] of Object.entries(asked.item)) if (value) add(key, value);
   return list;
 }
 
