@@ -13,9 +13,9 @@ from graft.report.metrics import (
     METRICS,
     check_record,
     find_metric,
-    format_value,
     without_wall_clock,
 )
+from graft.report.text import format_value
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 

@@ -41,6 +41,7 @@ def test_charts_of_thoughts_come_where_they_were_measured(tmp_path: Path):
         "Reward parts",
         "Critic and grader",
         "Segments clipped",
+        "Failed critiques",
         "Value model",
     ]
     plain = read_run(write_run(tmp_path / "plain", steps=2), max_trees=9)

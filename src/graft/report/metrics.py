@@ -8,7 +8,6 @@ A metric that nobody measured is left out of the record; it is never 0.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -239,7 +238,14 @@ _DECLARED = (
         "Segments clipped",
         special=True,
     ),
-    Metric("critic_failed", "completions", "Completions that the critic could not score.", higher_is="worse"),
+    Metric(
+        "critic_failed",
+        "completions",
+        "Completions that the critic could not score.",
+        "Failed critiques",
+        "worse",
+        special=True,
+    ),
     Metric(
         "critic_calls",
         "calls",
@@ -469,23 +475,6 @@ def check_record(record: Mapping[str, Any]) -> dict[str, Any]:
 def without_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is equal to the bit when the same run is made again."""
     return {name: value for name, value in record.items() if not find_metric(name).wall_clock}
-
-
-def format_value(metric: Metric, value: float) -> str:
-    """A value for people, without its unit: shares in percent, counts with separators, else 4 digits; no -0."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    if metric.unit == "share":
-        return f"{100 * value:z.1f} %"
-    value = without_noise(value)
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def without_noise(value: float) -> float:
-    """0 for what rounding leaves of a 0, such as a correlation of 7e-18; nothing recorded is measured so finely."""
-    return 0.0 if abs(value) < 1e-12 else value
 
 
 def _plain(metric: Metric, name: str, value: Any) -> str | int | float:

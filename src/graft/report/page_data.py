@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graft.report.metrics import METRICS, Metric, Stage, find_metric, without_noise
+from graft.report.metrics import METRICS, Metric, Stage, find_metric
 from graft.report.numbers import NUMBERS, in_order
 from graft.report.page_prompts import pair_data, prompt_data
 from graft.report.run_folder import RunFolder, to_plain
-from graft.report.text import visible
+from graft.report.text import visible, without_noise
 from graft.report.tree_lines import well_formed
 from graft.report.trees import ShownPair, before_and_after, evenly, telling_pairs
 

@@ -5,7 +5,7 @@ const withoutNegativeZero = (text) => text.replace(/^-(?=[0.]*$)/, "");
 
 const formatShare = (value, digits) => `${withoutNegativeZero((100 * value).toFixed(digits))} %`;
 
-/* Values for people, as format_value in metrics.py. */
+/* Values for people, as format_value in text.py. */
 function formatValue(value, unit) {
   if (typeof value === "string") return { Infinity: "∞", "-Infinity": "−∞" }[value] ?? value;
   if (unit === "share") return formatShare(value, 1);
