@@ -85,8 +85,6 @@ def _silent(_: str) -> None:
 def _estimate(parts: Parts, progress: Callable[[str], None], *, start: float) -> Estimate:
     """What the parts of a run show when a little of it is tried; `start`: seconds that they took to build."""
     config = parts.config
-    for note in parts.notes:
-        progress(note)
     phases = phases_of(config, training_rows=len(parts.train))
     hand_over, measuring, sampling_peak = 0.0, None, 0
     if parts.engine is not None:

@@ -53,6 +53,7 @@ steps = 10
 
 THOUGHT_METRICS = {
     "segments_per_completion": 4.5,
+    "critic_failed": 1,
     "critic_thought_mean": 7.5,
     "critic_progress_mean": 6.25,
     "critic_overall_mean": 5.5,

@@ -263,7 +263,8 @@ def test_a_run_without_evaluation_claims_nothing_about_new_rows(tmp_path: Path):
     page = report_of(write_run(tmp_path / "run", steps=40, evaluate=False, warm_start_steps=0))
     assert "Training reward, mean of the first and last 10 steps" in page.text
     assert "whether this holds on new rows is unknown" in page.text
-    assert "Not measured in this run: held-out accuracy, loss." in page.text
+    assert "Not measured in this run: held-out accuracy." in page.text
+    assert "Measured and not drawn, because it says little here: loss. metrics.jsonl" in page.text
     assert "This run did not measure held-out rows." in page.text
 
 

@@ -13,9 +13,9 @@ from graft.report.metrics import (
     METRICS,
     check_record,
     find_metric,
-    format_value,
     without_wall_clock,
 )
+from graft.report.text import format_value
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -141,6 +141,11 @@ def test_which_metrics_depend_on_the_machine():
         ("tokens_per_s", 98765.4, "98,765"),
         ("loss", math.nan, "NaN"),
         ("gradient_norm", -math.inf, "−∞"),
+        ("value_explained_variance", -0.0004, "0.0 %"),
+        ("value_explained_variance", -0.0006, "-0.1 %"),
+        ("critic_agreement", 7.495e-18, "0"),
+        ("critic_agreement", -1e-17, "0"),
+        ("learning_rate", 2e-7, "2e-07"),
     ],
 )
 def test_values_for_people(name, value, text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_charts_of_thoughts_come_where_they_were_measured(tmp_path: Path):
         "Reward parts",
         "Critic and grader",
         "Segments clipped",
+        "Failed critiques",
         "Value model",
     ]
     plain = read_run(write_run(tmp_path / "plain", steps=2), max_trees=9)
@@ -54,6 +56,35 @@ def test_metrics_of_one_chart_are_told_apart(tmp_path: Path):
     shared = charts(read_run(write_trees(tmp_path / "run", [], []), max_trees=9))[2]
     assert shared["metrics"] == ["critic_thought_mean", "critic_progress_mean", "critic_overall_mean"]
     assert shared["labels"] == ["S", "P", "G"]
+
+
+def test_each_part_of_a_grader_is_a_line_of_one_chart(tmp_path: Path):
+    with RunFolder.create(tmp_path / "run", "") as folder:
+        folder.append_metrics({"step": 1, "stage": "train", "reward_mean": 0.5, "part_form_mean": 1.0})
+        folder.append_metrics(
+            {"step": 2, "stage": "train", "part_right\x1b_mean": 0.25, "part_form_mean": 0.5}
+        )
+        folder.append_metrics(
+            {"step": 2, "stage": "evaluation", "moment": "after", "held_out_part_form_mean": 0.5}
+        )
+    _, parts = charts(read_run(folder, max_trees=9))
+    assert (parts["title"], parts["stage"], parts["unit"]) == ("Parts of the score", "train", "score")
+    assert parts["metrics"] == ["part_form_mean", "part_right\x1b_mean"]
+    assert parts["labels"] == ["form", "right␛"]
+
+
+def test_the_suffix_of_the_settings_is_no_part_of_a_rows_prompt(tmp_path: Path):
+    folder = write_run(tmp_path / "run", steps=1)
+    config = (folder.path / "config.toml").read_text().replace("[data]", '[data]\nsuffix = "="')
+    (folder.path / "config.toml").write_text(config)
+    trees = (folder.path / "trees.jsonl").read_text()
+    lines = [json.loads(line) for line in trees.splitlines()]
+    for line in lines:
+        line["item"]["question"] = line["item"]["question"].removesuffix("=")
+    (folder.path / "trees.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    run = read_run(folder, max_trees=9)
+    shown = [run.shown_steps[1][0], *page_data.page_data(run)["pairs"]]
+    assert all(list(prompt["item"]) == ["answer"] for prompt in shown)
 
 
 def test_the_page_explains_the_numbers_that_it_shows(tmp_path: Path):

@@ -12,6 +12,7 @@ from graft.report.html import write_report
 from graft.types import Critique, Outcome
 from tests.report.browser import CHROMIUM, Browser, Page
 from tests.report.synthetic import (
+    THOUGHT_METRICS,
     MadeChain,
     chains_record,
     grown_record,
@@ -188,16 +189,56 @@ def test_curves_of_one_chart_have_names_and_colours_of_their_own(browser: Browse
         "[...document.querySelectorAll('.chart')].find((each) => "
         "each.querySelector('.term').textContent === 'Critic scores')"
     )
-    assert (
-        page.ask(f"{chart}.querySelector('.readout').innerText")
-        == "S\u00a07.5\nP\u00a06.25 · G\u00a05.5 · step\u00a01"
-    )
+    assert page.ask(f"{chart}.querySelector('.readout').innerText") == "S 7.5\nP 6.25 · G 5.5 · step\u00a01"
     strokes = page.ask(f"[...{chart}.querySelectorAll('.line')].map((each) => getComputedStyle(each).stroke)")
     keys = page.ask(
         f"[...{chart}.querySelectorAll('.key')].map((each) => getComputedStyle(each).backgroundColor)"
     )
     assert strokes == keys
     assert len(set(strokes)) == 3
+    assert page.problems == []
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run whose grader has four parts, one with a long name."""
+    names = ["form", "right", "near", "answer_in_the_form_asked_for"]
+    folder = write_run(tmp_path_factory.mktemp("runs") / "run", steps=2, warm_start_steps=0)
+    with folder:
+        for step in (3, 4):
+            folder.append_metrics(
+                {"step": step, "stage": "train", **{f"part_{n}_mean": i / step for i, n in enumerate(names)}}
+            )
+        record = chains_record(4, [MadeChain([], "12"), MadeChain([], "13")], question=ASKED)
+        record["grades"]["1"]["parts"] = {"form": 1.0, "right": 0.25}
+        record["item"] = ROW
+        folder.append_tree(record)
+    return write_report(folder.path)
+
+
+ASKED = "Which is it, A or B?"
+ROW = {"question": ASKED, "reference_answer": "A", "messages": [{"role": "user", "content": ASKED}]}
+
+
+def test_parts_of_a_grader_have_a_line_each_and_stand_in_the_card_of_their_sample(
+    browser: Browser, parts: Path
+):
+    page = browser.open(parts)
+    chart = (
+        "[...document.querySelectorAll('.chart')].find((each) => "
+        "each.querySelector('.term').textContent === 'Parts of the score')"
+    )
+    told = page.ask(f"{chart}.querySelector('.readout').textContent").replace("\u00a0", " ")
+    assert told == "form 0right 0.25 · near 0.5 · answer_in_the_form_asked_for 0.75 · step 4"
+    looks = page.ask(
+        f"[...{chart}.querySelectorAll('path.line')].map((each) => getComputedStyle(each))"
+        ".map((style) => `${style.stroke} ${style.strokeDasharray}`)"
+    )
+    assert len(set(looks)) == 4
+    assert texts(page, ".prompt:nth-of-type(1) article .parts") == ["form 1right 0.25"]
+    page.point(".to-tree", click=True)
+    page.point(".tree .item .span-kind", click=True)
+    assert texts(page, ".tree .detail .parts") == ["form 1right 0.25"]
     assert page.problems == []
 
 
@@ -356,6 +397,67 @@ def test_the_path_that_a_chain_was_grown_along_is_marked_and_texts_open_whole(br
     choose(page, step=0)
     assert texts(page, "#tree-row option") == ["row 3, 7 spans"]
     assert page.problems == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_keys_of_a_row_stand_beside_or_above_their_values(browser: Browser, parts: Path, width: int):
+    page = browser.open(parts, width=width)
+    assert texts(page, "#step-samples .prompt[open] .message > span") == ["user", "reference_answer"]
+    assert texts(page, "#step-samples .prompt[open] .message > div") == [ASKED, "A"]
+    apart = page.ask(
+        "[...document.querySelectorAll('.message')].filter((each) => { const key = document.createRange(); "
+        "key.selectNodeContents(each.firstChild); const at = key.getBoundingClientRect(), value = "
+        "each.lastChild.getBoundingClientRect(); return at.right <= value.left || at.bottom <= value.top + 1; }).length"
+    )
+    assert apart == count(page, ".message")
+
+
+@pytest.fixture(scope="module")
+def wide_numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with charts of long titles, numbers of many digits, and numbers next to 0."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "run", steps=1, evaluate=False)
+    record = {**THOUGHT_METRICS, "engine_gap_mean": 0.008948, "engine_gap_max": 12.3456}
+    with folder:
+        for step in (2, 3):
+            variance = -0.0002 * (step - 2)
+            changed = {"value_explained_variance": variance, "critic_agreement": 7.495e-18}
+            folder.append_metrics({"step": step, "stage": "train", **record, **changed})
+    return write_report(folder.path)
+
+
+@pytest.mark.parametrize("width", [400, 1152, 1200, 1280])
+def test_no_head_of_a_chart_runs_out_of_its_card_or_into_the_other_half(
+    browser: Browser, wide_numbers: Path, parts: Path, width: int
+):
+    for path in (wide_numbers, parts):
+        page = browser.open(path, width=width)
+        out = page.ask(
+            "[...document.querySelectorAll('.chart')].filter((card) => { const text = (selector) => { const range = "
+            "document.createRange(); range.selectNodeContents(card.querySelector(selector)); return range"
+            ".getBoundingClientRect(); }, title = text('.term'), unit = text('.unit'), value = text('.readout'), "
+            "whole = card.getBoundingClientRect(), left = Math.max(title.right, unit.right), "
+            "below = value.top >= unit.bottom - 2; return Math.max(left, value.right) > whole.right "
+            "|| (left > value.left && !below); }).map((card) => card.querySelector('.term').textContent)"
+        )
+        assert out == []
+
+
+def test_numbers_next_to_0_have_no_sign_and_ticks_differ(browser: Browser, wide_numbers: Path):
+    page = browser.open(wide_numbers)
+    told = dict(
+        page.ask(
+            "[...document.querySelectorAll('.chart')].map((card) => [card.querySelector('.term').textContent, "
+            "[card.querySelector('.readout b').textContent, "
+            "[...card.querySelectorAll('text[text-anchor=end]')].map((each) => each.textContent)]])"
+        )
+    )
+    value, ticks = told["Value model"]
+    assert value == "0.0 %"
+    percent = [tick for tick in ticks if tick.endswith("%")]
+    assert len(set(percent)) == len(percent) >= 3
+    assert "0.000 %" in percent or "0.00 %" in percent
+    assert told["Critic and grader"][0] == "0"
+    assert all("-0 %" not in ticks for _, ticks in told.values())
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from graft.report import page_prompts
 from graft.report.numbers import NUMBERS, in_order
-from graft.report.page_prompts import prompt_data
+from graft.report.page_prompts import pair_data, prompt_data
+from graft.report.trees import ShownPair, shown_samples
 from graft.types import Critique, Outcome
 from tests.report.synthetic import MadeChain, chains_record, grown_record, judged_chain
 
@@ -34,6 +37,56 @@ def test_a_chain_by_hand():
     assert (data["row"], data["leaves"], data["drawn"], data["spans"]) == (7, [2], 1, 3)
     assert "branches" not in data
     assert "survivors" not in data
+
+
+def test_a_sample_says_which_part_gave_what():
+    record = chains_record(1, [MadeChain([], "12"), MadeChain([], "13")])
+    record["grades"]["1"]["parts"] = {"form\x1b": 1.0, "right": 0.12345678, "odd": "NaN"}
+    given, none = (node["grade"] for node in prompt_data(record)["nodes"])
+    assert given["parts"] == {"form␛": 1.0, "right": 0.123457, "odd": "NaN"}
+    assert "parts" not in none
+    (sample, _) = shown_samples(record)
+    pair = pair_data(ShownPair(1, [], {}, sample, replace(sample, parts={})))
+    assert pair["before"]["parts"] == given["parts"]
+    assert "parts" not in pair["after"]
+
+
+def test_only_keys_that_the_prompt_was_made_of_are_left_out():
+    messages = [{"role": "system", "content": "Choose."}, {"role": "user", "content": "Which is it, A or B?"}]
+    record = chains_record(1, [MadeChain([], "A")])
+    record["messages"] = messages
+    record["item"] = {
+        "question": " Which is it, A or B?\n",
+        "messages": messages[1:],
+        "turns": messages,
+        "reference_answer": "A",
+        "hint": "it",
+        "options": ["A", "é"],
+        "others": [],
+        "level": {"of": 1},
+        "hard": False,
+        "weight": 1.5,
+        "none": None,
+    }
+    assert prompt_data(record)["item"] == {
+        "reference_answer": "A",
+        "hint": "it",
+        "options": '["A", "é"]',
+        "others": "[]",
+        "level": '{"of": 1}',
+        "hard": "false",
+        "weight": "1.5",
+    }
+
+
+def test_the_prompt_of_a_row_is_left_out_where_a_suffix_was_added_to_it():
+    record = chains_record(1, [MadeChain([], "12")], question="6 + 6 =\nAnswer:")
+    record["item"] = {"prompt": "6 + 6 =", "answer": "6"}
+    assert prompt_data(record, suffix="\nAnswer:")["item"] == {"answer": "6"}
+    assert prompt_data(record)["item"] == record["item"]
+    (sample,) = shown_samples(record)
+    pair = ShownPair(1, record["messages"], record["item"], sample, sample)
+    assert pair_data(pair, suffix="\nAnswer:")["item"] == {"answer": "6"}
 
 
 def test_a_method_that_tells_no_numbers_leaves_none():

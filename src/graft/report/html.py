@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from graft.report.metrics import METRICS, Stage
+from graft.report.metrics import METRICS, Stage, find_metric
 from graft.report.page_data import (
     FEATURED,
     PROMPTS_PER_STEP,
@@ -133,7 +133,9 @@ def _axis_switch(data: dict[str, Any]) -> str:
 def _curves(run: Run, charts: list[dict[str, Any]]) -> str:
     shown = {chart["declared"] for chart in charts}
     usual = {metric.chart for metric in METRICS.values() if not metric.special}
-    missing = [title for title in chart_titles() if title in usual and title not in shown]
+    recorded = {find_metric(name).chart for record in run.records for name in record}
+    missing = [title for title in chart_titles() if title in usual - recorded]
+    undrawn = [title for title in chart_titles() if title in recorded and title not in shown]
     parts = []
     if charts:
         parts.append(
@@ -149,6 +151,11 @@ def _curves(run: Run, charts: list[dict[str, Any]]) -> str:
         )
     if charts and missing:
         parts.append(f'<p class="note">Not measured in this run: {", ".join(missing).lower()}.</p>')
+    if charts and undrawn:
+        parts.append(
+            f'<p class="note">Measured and not drawn, because it says little here: {", ".join(undrawn).lower()}. '
+            "metrics.jsonl has it.</p>"
+        )
     return "\n".join(parts)
 
 

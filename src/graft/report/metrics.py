@@ -8,7 +8,6 @@ A metric that nobody measured is left out of the record; it is never 0.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Metric:
     """One sentence for people, Markdown."""
 
     chart: str | None = None
-    """Title of the chart that draws it; metrics with the same title share one, three at most. None: not drawn."""
+    """Title of the chart that draws it; three metrics at most share one, or a `<name>` has it. None: not drawn."""
 
     higher_is: Literal["better", "worse"] | None = None
     """None where neither direction is good by itself."""
@@ -107,6 +106,8 @@ _DECLARED = (
         "part_<name>_mean",
         "score",
         "Mean of the grader's part `<name>`; one metric for each part that it names.",
+        "Parts of the score",
+        special=True,
     ),
     Metric(
         "groups_with_signal",
@@ -237,7 +238,14 @@ _DECLARED = (
         "Segments clipped",
         special=True,
     ),
-    Metric("critic_failed", "completions", "Completions that the critic could not score.", higher_is="worse"),
+    Metric(
+        "critic_failed",
+        "completions",
+        "Completions that the critic could not score.",
+        "Failed critiques",
+        "worse",
+        special=True,
+    ),
     Metric(
         "critic_calls",
         "calls",
@@ -467,17 +475,6 @@ def check_record(record: Mapping[str, Any]) -> dict[str, Any]:
 def without_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is equal to the bit when the same run is made again."""
     return {name: value for name, value in record.items() if not find_metric(name).wall_clock}
-
-
-def format_value(metric: Metric, value: float) -> str:
-    """A value for people, without its unit: shares in percent, counts with separators, else 4 digits."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    if metric.unit == "share":
-        return f"{100 * value:.1f} %"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _plain(metric: Metric, name: str, value: Any) -> str | int | float:

@@ -14,6 +14,7 @@ from graft.report.metrics import METRICS, Metric, Stage, find_metric
 from graft.report.numbers import NUMBERS, in_order
 from graft.report.page_prompts import pair_data, prompt_data
 from graft.report.run_folder import RunFolder, to_plain
+from graft.report.text import visible, without_noise
 from graft.report.tree_lines import well_formed
 from graft.report.trees import ShownPair, before_and_after, evenly, telling_pairs
 
@@ -70,7 +71,8 @@ def read_run(folder: RunFolder, *, max_trees: int) -> Run:
         DataError: a file of the folder is damaged: a line is not JSON. A line of `trees.jsonl` that is JSON but no
             tree record is left out and named in `Run.left_out`.
     """
-    records = folder.read_metrics()
+    settings, records = folder.read_settings(), folder.read_metrics()
+    suffix = _suffix(settings)
     steps = sorted({record["step"] for record in records if record["stage"] == Stage.TRAIN})
     shown: dict[int, list[dict[str, Any]]] = {step: [] for step in evenly(steps, max(1, max_trees))}
     characters = dict.fromkeys(shown, 0)
@@ -80,13 +82,13 @@ def read_run(folder: RunFolder, *, max_trees: int) -> Run:
         if tree["stage"] == Stage.EVALUATION:
             held_out.append(tree)
         elif tree["step"] in shown and len(shown[tree["step"]]) < PROMPTS_PER_STEP:
-            shown[tree["step"]].append(prompt_data(tree))
+            shown[tree["step"]].append(prompt_data(tree, suffix=suffix))
             characters[tree["step"]] += _characters(shown[tree["step"]][-1])
             while len(shown) > 1 and sum(characters[step] for step in shown) > CHARACTERS_HELD:
                 shown = {step: shown[step] for step in evenly(list(shown), len(shown) // 2)}
     return Run(
         name=folder.path.resolve().name,
-        settings=folder.read_settings(),
+        settings=settings,
         config=folder.read_config(),
         summary=folder.read_summary(),
         records=records,
@@ -108,7 +110,10 @@ def page_data(run: Run) -> dict[str, Any]:
         },
         "steps": [{"step": step, "prompts": prompts} for step, prompts in run.shown_steps.items()],
         "numbers": [{"name": name, "meaning": NUMBERS.get(name, "")} for name in numbers_shown(run)],
-        "pairs": [pair_data(pair) for pair in telling_pairs(run.pairs, MAX_PAIRS, threshold=run.threshold)],
+        "pairs": [
+            pair_data(pair, suffix=_suffix(run.settings))
+            for pair in telling_pairs(run.pairs, MAX_PAIRS, threshold=run.threshold)
+        ],
         "threshold": run.threshold,
     }
 
@@ -125,16 +130,17 @@ def charts(run: Run) -> list[dict[str, Any]]:
     found = []
     for title in chart_titles():
         for stage in _stages_of(run, title):
-            metrics = [metric for metric in _metrics_of(title) if _measured(run.records, stage, metric.name)]
-            if metrics:
+            metrics = _metrics_of(title)
+            lines = {name: label for metric in metrics for name, label in _lines(run.records, stage, metric)}
+            if lines:
                 found.append(
                     {
                         "title": f"Warm-start {title.lower()}" if stage is Stage.WARM_START else title,
                         "declared": title,
                         "stage": str(stage),
                         "unit": metrics[0].unit,
-                        "metrics": [metric.name for metric in metrics],
-                        "labels": [metric.label for metric in metrics],
+                        "metrics": list(lines),
+                        "labels": list(lines.values()),
                     }
                 )
     return found
@@ -168,8 +174,23 @@ def run_seconds(records: Iterable[Mapping[str, Any]]) -> float:
     return sum(_seconds(record) for record in records)
 
 
+def _suffix(settings: Mapping[str, Any]) -> str:
+    """What was added to the prompts that came from a key of the rows."""
+    return str(settings.get("data", {}).get("suffix", ""))
+
+
 def _metrics_of(title: str) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.chart == title]
+
+
+def _lines(records: Sequence[Mapping[str, Any]], stage: Stage, metric: Metric) -> list[tuple[str, str]]:
+    """What a metric draws in its chart: recorded names with what each is called there, `<name>` by what it is."""
+    if "<name>" not in metric.name:
+        return [(metric.name, metric.label)] if _measured(records, stage, metric.name) else []
+    names = dict.fromkeys(name for record in records if record["stage"] == stage for name in record)
+    before, after = (len(part) for part in metric.name.split("<name>"))
+    own = [name for name in names if metric.pattern.fullmatch(name) and find_metric(name) is metric]
+    return [(name, visible(name[before : len(name) - after])) for name in own]
 
 
 def _measured(records: Iterable[Mapping[str, Any]], stage: Stage, name: str) -> bool:
@@ -235,4 +256,4 @@ def _number(value: Any, name: str) -> Any:
     if value is None or find_metric(name).text:
         return value
     plain = to_plain(value)
-    return float(f"{plain:.6g}") if isinstance(plain, float) else plain
+    return float(f"{without_noise(plain):.6g}") if isinstance(plain, float) else plain

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from graft.report.metrics import Moment, Stage, find_metric, format_value
+from graft.report.metrics import Moment, Stage, find_metric
 from graft.report.page_data import Run, run_seconds
-from graft.report.text import duration_in_words, visible
+from graft.report.text import duration_in_words, format_value, visible
 
 _MOMENT_NAMES = {
     Moment.BEFORE: "Before",

@@ -5,7 +5,8 @@ A prompt of a training step comes as its spans, from which the page draws both i
     {"row": 3, "messages": [...], "item": {...},
      "nodes": [{"parent": -1, "group": 0, "kind": "thought", "text": "...", "tokens": 9, "advantage": 0.3,
                 "numbers": {"S": 10.0, "A": 0.3}, "reason": "...",                  # where told
-                "grade": {"score": 1.0, "outcome": "graded", "reason": ""},         # at leaves
+                "grade": {"score": 1.0, "outcome": "graded", "reason": "",          # at leaves
+                          "parts": {"format": 0.5}},                                # of a grader that has some
                 "critique": {"overall": 10.0, "outcome": "graded", "problem": ""},  # where a chain was criticised
                 "left_out": 2}],                                                    # spans below it not on the page
      "leaves": [4, 9],                                         # the samples to show, by the ends of their paths
@@ -17,6 +18,7 @@ Nodes go by their place in `nodes`; the parent -1 is the prompt.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,14 +39,14 @@ CHARACTERS_PER_KEY = 300
 Record = Mapping[str, Any]
 
 
-def prompt_data(record: Record) -> dict[str, Any]:
-    """A line of `trees.jsonl` as the page shows it."""
+def prompt_data(record: Record, *, suffix: str = "") -> dict[str, Any]:
+    """A line of `trees.jsonl` as the page shows it; `suffix`: what `data.suffix` added to the row's prompt."""
     nodes = record["nodes"]
     kept, children, samples = _kept(record), children_of(nodes), _samples(record)
     place = {ROOT: -1} | {node: index for index, node in enumerate(kept)}
     reasons, left_out, before = _reasons(record), _left_out(nodes, place), _characters_before(record)
     data = {
-        **_asked(record["row"], record["messages"], record["item"]),
+        **_asked(record["row"], record["messages"], record["item"], suffix),
         "nodes": [
             {
                 "parent": place[nodes[node]["parent"]],
@@ -69,10 +71,10 @@ def prompt_data(record: Record) -> dict[str, Any]:
     return data
 
 
-def pair_data(pair: ShownPair) -> dict[str, Any]:
-    """A held-out row with its first sample before and after training."""
+def pair_data(pair: ShownPair, *, suffix: str = "") -> dict[str, Any]:
+    """A held-out row with its first sample before and after training; `suffix` as for `prompt_data`."""
     return {
-        **_asked(pair.row, pair.messages, pair.item),
+        **_asked(pair.row, pair.messages, pair.item, suffix),
         "before": _sample(pair.before),
         "after": _sample(pair.after),
     }
@@ -152,7 +154,13 @@ def _grade(grade: Mapping[str, Any]) -> dict[str, Any]:
         "score": grade.get("score"),
         "outcome": grade.get("outcome", "not graded"),
         "reason": visible(grade.get("reason", "")[:CHARACTERS_PER_REASON]),
+        **_parts(grade.get("parts", {})),
     }
+
+
+def _parts(parts: Mapping[str, float | str]) -> dict[str, Any]:
+    """What each part of the grader gave; nothing where it has none."""
+    return {"parts": {visible(name): _short(value) for name, value in parts.items()}} if parts else {}
 
 
 def _short(value: float | str) -> float | str:
@@ -160,7 +168,9 @@ def _short(value: float | str) -> float | str:
     return visible(value) if isinstance(value, str) else float(f"{value:.6g}")
 
 
-def _asked(row: int, messages: Sequence[Mapping[str, Any]], item: Mapping[str, Any]) -> dict[str, Any]:
+def _asked(
+    row: int, messages: Sequence[Mapping[str, Any]], item: Mapping[str, Any], suffix: str
+) -> dict[str, Any]:
     return {
         "row": row,
         "messages": [
@@ -168,11 +178,27 @@ def _asked(row: int, messages: Sequence[Mapping[str, Any]], item: Mapping[str, A
             for message in messages
         ],
         "item": {
-            visible(str(key)): _cut(str(value), CHARACTERS_PER_KEY)
+            visible(str(key)): _cut(_key_text(value), CHARACTERS_PER_KEY)
             for key, value in item.items()
-            if value is not None
+            if value is not None and not _stands_above(key, value, messages, suffix)
         },
     }
+
+
+def _stands_above(key: str, value: Any, messages: Sequence[Mapping[str, Any]], suffix: str) -> bool:
+    """Whether a key of the row is what the prompt was made of, which the page shows above the row's keys.
+
+    A value that is a piece of the prompt is none: "A" may be the answer to a choice of A and B.
+    """
+    if isinstance(value, str):
+        shown = {message_text(message).strip() for message in messages}
+        return value.strip() in shown or (value + suffix).strip() in shown
+    return key == "messages" or (isinstance(value, list) and bool(value) and value == list(messages))
+
+
+def _key_text(value: Any) -> str:
+    """Text as it is, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _sample(sample: ShownSample) -> dict[str, Any]:
@@ -188,6 +214,7 @@ def _sample(sample: ShownSample) -> dict[str, Any]:
         "score": sample.score,
         "outcome": sample.outcome,
         "reason": visible(sample.reason[:CHARACTERS_PER_REASON]),
+        **_parts(sample.parts),
         "tokens": sample.tokens,
         "stop": sample.stop,
     }

@@ -24,8 +24,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from graft.report.metrics import Moment, Stage, find_metric, format_value
-from graft.report.text import format_duration, visible
+from graft.report.metrics import Moment, Stage, find_metric
+from graft.report.text import format_duration, format_value, visible
 from graft.report.trees import ShownPair, ShownSample, is_solved
 
 RUNNING_MEAN_STEPS = 10

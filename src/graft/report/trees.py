@@ -16,7 +16,7 @@ Trees of an evaluation also have its `moment`. A node without an advantage does 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, TypeVar
 
@@ -101,6 +101,8 @@ class ShownSample:
     """Length of the completion."""
 
     stop: str | None
+    parts: Mapping[str, float | str] = field(default_factory=dict)
+    """What each part of the grader gave, where it has some; what is not finite is text."""
 
     @property
     def text(self) -> str:
@@ -206,6 +208,7 @@ def _shown(record: Mapping[str, Any], path: Sequence[int]) -> ShownSample:
         reason=grade.get("reason", ""),
         tokens=sum(len(nodes[node]["tokens"]) for node in path),
         stop=nodes[leaf]["stop"],
+        parts=grade.get("parts", {}),
     )
 
 

@@ -36,7 +36,7 @@ from tests.report.doctor.runs import (
 def test_a_healthy_run_is_ok_throughout(tmp_path):
     found = findings(write_run(tmp_path / "run"), topic="topic", elsewhere=OTHER_ROWS)
     verdicts = {name: finding.verdict for name, finding in found.items()}
-    absent = {"distinct_segments", "step_count", "critic_agreement", "value_model"}
+    absent = {"distinct_segments", "step_count", "critic_agreement", "uncriticised", "value_model"}
     assert {name for name, verdict in verdicts.items() if verdict is Verdict.NOT_MEASURED} == absent
     assert {name for name, verdict in verdicts.items() if verdict is not Verdict.OK} == absent
 
@@ -129,6 +129,12 @@ def critic(right: float):
         return with_(sample, critique={"overall": None, "thoughts": [score]})
 
     return each(change, chained)
+
+
+def uncriticised(step: int, index: int) -> list[Drawn]:
+    """Of the eight chains the first could not be scored."""
+    failed = {"overall": None, "thoughts": [], "outcome": "timed_out"}
+    return [with_(s, critique=failed) if i == 0 else s for i, s in enumerate(chained(step, index))]
 
 
 def copied_segments(distinct: int):
@@ -287,6 +293,13 @@ CASES: list[tuple[str, Verdict, dict[str, Any], float | None]] = [
     ("step_count", Verdict.BAD, {"groups": 1, "group": more_thoughts(1.0), "accuracies": (0.4, 0.42)}, None),
     ("step_count", Verdict.OK, {"groups": 1, "group": more_thoughts(1.0), "accuracies": (0.4, 0.6)}, 0.0),
     ("step_count", Verdict.NOT_MEASURED, {"groups": 1, "group": more_thoughts(1.0), "accuracies": ()}, None),
+    ("uncriticised", Verdict.OK, {"group": chained}, 0.0),
+    ("uncriticised", Verdict.LOOK, {"group": some_groups(2, uncriticised, chained)}, 2 / 80),
+    ("uncriticised", Verdict.BAD, {"group": some_groups(4, uncriticised, chained)}, 4 / 80),
+    ("uncriticised", Verdict.NOT_MEASURED, {"groups": 1}, None),
+    ("uncriticised", Verdict.NOT_MEASURED, {"groups": 0}, None),
+    ("uncriticised", Verdict.NOT_MEASURED, metric("critic_failed", 3), None),
+    ("uncriticised", Verdict.OK, metric("critic_failed", 0), 0.0),
     ("critic_agreement", Verdict.LOOK, {"groups": 2, "group": critic(0.75)}, None),
     ("critic_agreement", Verdict.BAD, {"groups": 2, "group": critic(0.4)}, None),
 ]
@@ -345,8 +358,17 @@ def test_the_topic_is_asked_for_by_the_keys_that_there_are(tmp_path):
 
 def test_a_critic_that_failed_is_left_out(tmp_path):
     failed = each(lambda s, g, i, d: with_(d, critique={"thoughts": [1.0], "outcome": "timed_out"}), chained)
-    found = findings(write_run(tmp_path / "run", group=failed, groups=1))["critic_agreement"]
-    assert "no critiques" in found.text
+    found = findings(write_run(tmp_path / "run", group=failed, groups=1))
+    assert found["critic_agreement"].verdict is Verdict.NOT_MEASURED
+    assert found["critic_agreement"].text == "the critic could score no completion"
+    assert found["uncriticised"].text == "160 of 160 completions: timed_out 160"
+
+
+def test_failed_critiques_are_counted_by_outcome(tmp_path):
+    folder = write_run(tmp_path / "run", group=some_groups(1, uncriticised, chained), groups=2)
+    assert findings(folder)["uncriticised"].text == "20 of 320 completions: timed_out 20"
+    recorded = write_run(tmp_path / "recorded", **metric("critic_failed", 3))
+    assert findings(recorded)["uncriticised"].text.startswith("60 completions failed, but no training trees")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_healthy_run_of_chains_grown_by_survivors_has_no_false_verdict(tmp_pat
     assert {sample.segments for sample in evidence.samples} == {3, 4}
     found = findings(folder, topic="topic", elsewhere=OTHER_ROWS)
     unmeasured = (
-        *("coverage", "difficulty_weight", "critic_agreement", "value_model"),
+        *("coverage", "difficulty_weight", "critic_agreement", "uncriticised", "value_model"),
         *("distinct_completions", "agreed_wrong_answers"),  # they share thoughts: not drawn apart
     )
     assert not_ok(found) == dict.fromkeys(unmeasured, Verdict.NOT_MEASURED)

@@ -75,6 +75,8 @@ class SampleFacts:
     """Whether its text holds marks of a chat template."""
 
     critique: Critique | None
+    critic_outcome: str
+    """Whether the critic could score it, as an outcome; empty where no critic was asked."""
 
     @property
     def truncated(self) -> bool:
@@ -288,6 +290,7 @@ def _sample(record: Mapping[str, Any], path: Sequence[int], threshold: float) ->
         repeated_phrases=len(own) - len(set(own)),
         leaks=LEAK.search("".join(texts)) is not None,
         critique=_critique(record, leaf),
+        critic_outcome=_critic_outcome(record, leaf),
     )
 
 
@@ -303,15 +306,20 @@ def _advantage(record: Mapping[str, Any], path: Sequence[int]) -> float | None:
 
 def _critique(record: Mapping[str, Any], leaf: int) -> Critique | None:
     """Of runs with a critic: `critiques`, leaf id -> `overall`, `thoughts`, `outcome`. A failed one counts as none."""
-    critiques = record.get("critiques")
-    found = critiques.get(str(leaf)) if isinstance(critiques, Mapping) else None
-    if not isinstance(found, Mapping) or found.get("outcome", Outcome.GRADED) != Outcome.GRADED:
+    if _critic_outcome(record, leaf) != Outcome.GRADED:
         return None
+    found = record["critiques"][str(leaf)]
     overall, thoughts = found.get("overall"), found.get("thoughts")
     return Critique(
         float(overall) if isinstance(overall, int | float) else None,
         [float(s) for s in thoughts if isinstance(s, int | float)] if isinstance(thoughts, list) else [],
     )
+
+
+def _critic_outcome(record: Mapping[str, Any], leaf: int) -> str:
+    critiques = record.get("critiques")
+    found = critiques.get(str(leaf)) if isinstance(critiques, Mapping) else None
+    return str(found.get("outcome", Outcome.GRADED)) if isinstance(found, Mapping) else ""
 
 
 def _answer(texts: Sequence[str], kind: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -9,9 +10,12 @@ from graft.report.doctor.check import MIN_STEPS, NO_TREES, Check, Measured, NotM
 from graft.report.doctor.evidence import Evidence, SampleFacts
 from graft.report.doctor.generalisation import learning
 from graft.report.doctor.statistics import SURE, chance_of_order, trend
+from graft.types import Outcome
 
 MIN_CRITIQUES = 20
 """Fewest right, and fewest wrong, completions with a critique of which agreement is said."""
+
+NO_CRITIC = "the trees hold no critiques: the algorithm has no critic"
 
 
 def step_count(run: Evidence) -> Measured | NotMeasured:
@@ -37,11 +41,31 @@ def step_count(run: Evidence) -> Measured | NotMeasured:
     return Measured(0.0 if earned else growth, text, details={"growth": growth})
 
 
+def uncriticised(run: Evidence) -> Measured | NotMeasured:
+    """Share of the completions that a critic was asked about which it could not score."""
+    asked = Counter(sample.critic_outcome for sample in run.samples if sample.critic_outcome)
+    if asked:
+        failed = {name: count for name, count in asked.most_common() if name != Outcome.GRADED}
+        count = sum(failed.values())
+        listed = ", ".join(f"{name} {number}" for name, number in failed.items())
+        text = f"{count} of {asked.total()} completions" + (f": {listed}" if listed else "")
+        return Measured(count / asked.total(), text)
+    recorded = run.column("critic_failed")
+    if not recorded:
+        return NotMeasured(NO_CRITIC if run.groups else NO_TREES)
+    if any(recorded):
+        return NotMeasured(
+            f"{sum(recorded):,.0f} completions failed, but {NO_TREES}: of how many is not known"
+        )
+    return Measured(0.0, f"none in {len(recorded)} steps, as recorded in `critic_failed`")
+
+
 def critic_agreement(run: Evidence) -> Measured | NotMeasured:
     """Chance that a right completion's thoughts score higher than a wrong one's, late steps."""
     judged = [sample for sample in run.samples if sample.critique is not None]
     if not judged:
-        return NotMeasured("the trees hold no critiques: the algorithm has no critic")
+        asked = any(sample.critic_outcome for sample in run.samples)
+        return NotMeasured("the critic could score no completion" if asked else NO_CRITIC)
     late = [s for group in run.late for s in group.samples if s.critique is not None]
     now, before = _agreement(late), _agreement(judged)
     if now is None or before is None:
@@ -97,6 +121,21 @@ SEGMENTS = (
         change="Give the overall score once instead of to every segment, or discount later segments: the "
         "algorithm's section in `graft settings`.",
         measure=step_count,
+    ),
+    Check(
+        name="uncriticised",
+        title="Completions without a critique",
+        failure_point="",
+        measures="Share of the training completions that the critic was asked about and could not score.",
+        unit="share",
+        look=0.01,
+        bad=0.05,
+        reason="Such a completion does not train, and it is no random one: the longest ask the critic for most and "
+        "are the first to time out. One in a hundred can be a server's bad moment; from one in twenty a third of the "
+        "groups of eight train on part of their samples.",
+        change="The critic itself (`algorithm.critic`); report.html says with each sample what went wrong. "
+        "`grading.judge.timeout_s`, `grading.judge.retries`, `grading.concurrency`, the limits of `grading.sandbox`.",
+        measure=uncriticised,
     ),
     Check(
         name="critic_agreement",

@@ -1,11 +1,15 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 
-/* Values for people, as format_value in metrics.py. */
+const withoutNegativeZero = (text) => text.replace(/^-(?=[0.]*$)/, "");
+
+const formatShare = (value, digits) => `${withoutNegativeZero((100 * value).toFixed(digits))} %`;
+
+/* Values for people, as format_value in text.py. */
 function formatValue(value, unit) {
   if (typeof value === "string") return { Infinity: "∞", "-Infinity": "−∞" }[value] ?? value;
-  if (unit === "share") return `${(100 * value).toFixed(1)} %`;
-  if (Number.isInteger(value) || Math.abs(value) >= 10000) return Math.round(value).toLocaleString("en");
+  if (unit === "share") return formatShare(value, 1);
+  if (Number.isInteger(value) || Math.abs(value) >= 10000) return withoutNegativeZero(Math.round(value).toLocaleString("en"));
   return String(Number(value.toPrecision(4)));
 }
 
@@ -32,7 +36,7 @@ const MOMENTS = { before: "before", after_warm_start: "after warm start", during
 const TIME_STEPS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400];
 const SMOOTH_FROM = 30;
 const MARGIN = { top: 12, right: 12, bottom: 38 };
-const SERIES = ["", " second", " third"];
+const COLOURS = ["", " second", " third"], DASHES = ["", " dashed", " dotted"];
 const charts = [];
 let chosenAxis = "step";
 
@@ -49,6 +53,9 @@ function html(name, className, ...children) {
   made.append(...children);
   return made;
 }
+
+/* Classes of the lines of one chart: three colours, then the same dashed and dotted. */
+const seriesClass = (index) => COLOURS[index % 3] + DASHES[Math.floor(index / 3) % 3];
 
 const smallest = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -86,6 +93,7 @@ class Chart {
     this.columns = data.columns[spec.stage];
     this.plot = figure.querySelector(".plot");
     this.readout = figure.querySelector(".readout");
+    this.readout.classList.toggle("many", spec.metrics.length > COLOURS.length);
     this.isEvaluation = spec.stage === "evaluation";
     this.cursor = null;
     this.listen();
@@ -128,7 +136,8 @@ class Chart {
     const series = this.spec.metrics.map((name) => this.points(name));
     const [xLow, xHigh] = this.xDomain(), y = this.yDomain(series);
     const yTicks = ticksBetween(y.low, y.high, y.step);
-    const labels = yTicks.map((value) => formatValue(Number(value.toPrecision(6)), this.spec.unit).replace(".0 %", " %"));
+    const digits = Math.max(0, -Math.floor(Math.log10(100 * y.step) + 1e-9));
+    const labels = yTicks.map((value) => (this.spec.unit === "share" ? formatShare(value, digits) : formatValue(Number(value.toPrecision(6)), this.spec.unit)));
     const left = 10 + 6.6 * Math.max(...labels.map((label) => label.length));
     this.toX = (x) => left + ((x - xLow) / (xHigh - xLow)) * (width - left - MARGIN.right);
     this.toY = (value) => height - MARGIN.bottom - ((value - y.low) / (y.high - y.low)) * (height - MARGIN.bottom - MARGIN.top);
@@ -169,7 +178,7 @@ class Chart {
   }
 
   drawSeries(svg, points, index) {
-    const own = SERIES[index], finite = points.filter((point) => point.y !== null);
+    const own = seriesClass(index), finite = points.filter((point) => point.y !== null);
     const smooth = finite.length >= SMOOTH_FROM;
     svg.append(element("path", { class: `line${own}${smooth ? " raw" : ""}`, d: this.path(points) }));
     if (smooth) svg.append(element("path", { class: `line${own}`, d: this.path(runningMean(finite, smoothingWidth(finite.length))) }));
@@ -251,15 +260,17 @@ class Chart {
   write(found) {
     const lead = found.find(Boolean);
     if (!lead) return;
+    const named = found.length > 1 || this.spec.labels[0] !== "";
     const values = found.map((point, index) => {
       if (!point) return "";
       const value = formatValue(point.value, this.spec.unit);
-      return found.length > 1 ? `${this.spec.labels[index]}\u00a0${value}` : value;
+      return named ? `${this.spec.labels[index]} ${value}` : value;
     });
     const small = html("small", "");
-    values.slice(1).forEach((value, index) => small.append(html("span", `key${SERIES[index + 1]}`), value, " · "));
+    const keyed = (value, index) => html("span", "value", html("span", `key${seriesClass(index)}`), value);
+    values.slice(1).forEach((value, index) => small.append(keyed(value, index + 1), " · "));
     small.append(this.isEvaluation ? this.interval(lead.index) : "", AXES[this.axis].name(lead.x));
-    this.readout.replaceChildren(html("b", found.length > 1 ? "several" : "", ...(found.length > 1 ? [html("span", "key")] : []), values[0]), small);
+    this.readout.replaceChildren(html("b", found.length > 1 ? "several" : "", found.length > 1 ? keyed(values[0], 0) : values[0]), small);
   }
 
   interval(index) {

@@ -69,6 +69,12 @@ function critiqueFacts(critique) {
 
 const critiqueProblem = (critique) => (critique?.problem ? [html("p", "reason", `Critic: ${critique.problem}`)] : []);
 
+/* What each part of the grader gave, where it has some. */
+function gradeParts(grade) {
+  const parts = Object.entries(grade?.parts ?? {});
+  return parts.length ? [html("p", "parts", ...parts.map(([name, value]) => html("span", "", html("i", "", name), ` ${shortNumber(value)}`)))] : [];
+}
+
 function sampleCard(sample, scale, when) {
   const header = html("header", "");
   if (when) header.append(html("span", "when", when));
@@ -81,6 +87,7 @@ function sampleCard(sample, scale, when) {
   const credited = sample.segments.some((segment) => segment.numbers);
   const card = html("article", credited ? "sample credited" : "sample", header,
     credited ? segmentTable(sample.segments) : sampleText(sample.segments, scale), ...critiqueProblem(sample.critique));
+  card.append(...gradeParts(sample));
   if (sample.reason) card.append(html("p", "reason", sample.reason));
   const side = sideColour(sample.segments.map((segment) => segment.advantage ?? 0));
   if (side) card.style.setProperty("--side", side);
@@ -95,8 +102,7 @@ function messageList(asked) {
     list.append(html("div", "message", html("span", "", name), content));
   };
   for (const message of asked.messages) add(message.role, message.text);
-  const shown = asked.messages.map((message) => message.text).join("\n");
-  for (const [key, value] of Object.entries(asked.item)) if (value && !shown.includes(value)) add(key, value);
+  for (const [key, value] of Object.entries(asked.item)) if (value) add(key, value);
   return list;
 }
 

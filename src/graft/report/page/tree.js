@@ -133,6 +133,7 @@ class TreeView {
     const made = html("div", "detail", facts);
     if (node.reason) made.append(html("p", "reason", `Critic: ${node.reason}`));
     made.append(...critiqueProblem(node.critique));
+    made.append(...gradeParts(node.grade));
     if (node.grade?.reason) made.append(html("p", "reason", `Grader: ${node.grade.reason}`));
     return made;
   }
