@@ -105,8 +105,9 @@ def test_a_grader_in_the_body_of_a_job(tmp_path, whole):
     assert check_config({**settings, "grading": {"concurrency": 2}}, where="here").grading == Grading(
         concurrency=2, response_format=JSON_WANTED
     )
-    own = {"response_format": {"type": "text"}}
-    assert check_config({**settings, "grading": own}, where="here").grading == Grading(**own)
+    text = {"type": "text"}
+    config = check_config({**settings, "grading": {"response_format": text}}, where="here")
+    assert config.grading == Grading(response_format=text)
 
 
 def test_problems_of_a_grader_in_a_job_have_their_place(tmp_path):

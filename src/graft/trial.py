@@ -73,9 +73,10 @@ def estimate_run(config: RunConfig, *, progress: Callable[[str], None] | None = 
     check_grader(config, None)
     began = time.perf_counter()
     with closing(assemble(config, progress=progress)) as parts:
-        for note in parts.notes if progress else ():
-            progress(note)
-        return _estimate(parts, progress or _silent, start=time.perf_counter() - began)
+        say = progress or _silent
+        for note in parts.notes:
+            say(note)
+        return _estimate(parts, say, start=time.perf_counter() - began)
 
 
 def _silent(_: str) -> None:

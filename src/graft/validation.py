@@ -223,11 +223,7 @@ def _read_rows(
                 usable += 1
                 if of_settings and usable == limit:
                     break
-                if (
-                    not of_settings
-                    and row.key in known
-                    and not known[row.key].startswith(f"{path.name}:")
-                ):
+                if not of_settings and row.key in known and not known[row.key].startswith(f"{path.name}:"):
                     found.notes.append(f"{row.where}: the same question as {known[row.key]}")
     except DataError as error:
         found.row_problems.append(str(error))
