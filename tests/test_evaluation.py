@@ -13,7 +13,7 @@ from graft.errors import GraderError
 from graft.evaluation import Evaluation, estimate, evaluate, pass_at_k
 from graft.rollout.engine import Continuation
 from graft.rollout.sampling import SamplingSettings, stream_key
-from graft.types import Grade, Outcome, Prompt, Purpose, Sample, StopReason, Tokens
+from graft.types import Grade, Outcome, Prompt, Purpose, Sample, StopReason, Tokens, reaches
 from tests.engines import PlannedEngine
 
 
@@ -131,6 +131,20 @@ def test_the_threshold_says_what_is_solved():
     script = [[2, 0], [1, 2]]
     assert measure(script).accuracy.mean == pytest.approx(0.25)
     assert measure(script, threshold=0.5).accuracy.mean == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "solved"),
+    [
+        (0.7 + 0.2 + 0.1, 1.0, True),
+        (1.0, 1.0, True),
+        (0.999999, 1.0, False),
+        (7.2 * 0.1 * 10, 7.2, True),
+        (0, 0.5, False),
+    ],
+)
+def test_a_rounding_error_decides_nothing(score, threshold, solved):
+    assert reaches(score, threshold) == solved
 
 
 @pytest.mark.parametrize(("samples", "ks"), [(1, {1}), (2, {1, 2}), (6, {1, 2, 4, 6}), (8, {1, 2, 4, 8})])

@@ -17,7 +17,7 @@ from graft.credit.group import group_mean, group_relative_advantages, without_si
 from graft.credit.whiten import whiten
 from graft.crediting import Evidence, StepCredit, judged_completions
 from graft.crediting_trees import outcome_values
-from graft.types import Credit
+from graft.types import Credit, reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def credit_steps(evidence: Evidence, settings: VinePPO | SPOChain) -> StepCredit
     for index, nodes, critique in judged_completions(evidence):
         score = evidence.grades[index][nodes[-1]].score
         assert score is not None
-        reward = float(score >= settings.critic.threshold)
+        reward = float(reaches(score, settings.critic.threshold))
         starts = [own.initial_progress for own in evidence.critiques[index].values()]
         start = [value for value in starts if value is not None][:1]  # the prompt's is the same for all
         values = [value / settings.critic.scale for value in (*start, *critique.progress)] or [reward]

@@ -11,7 +11,7 @@ from graft.rollout.engine import Engine
 from graft.rollout.grow import grow_groups
 from graft.rollout.sampling import SamplingSettings
 from graft.tree import Tree
-from graft.types import Grade, Grader, Prompt, Purpose, StopReason, Tokens
+from graft.types import Grade, Grader, Prompt, Purpose, StopReason, Tokens, reaches
 
 Z95 = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
@@ -87,7 +87,7 @@ def evaluate(
         )
         grades = beside.grades(trees, max_failure_rate=max_failure_rate, waiting=waiting)
     scores = [[g.score for g in own.values() if g.score is not None] for own in grades]
-    solved = [(len(own), sum(score >= threshold for score in own)) for own in scores if own]
+    solved = [(len(own), sum(reaches(score, threshold) for score in own)) for own in scores if own]
     lengths = [tree.completion_length(leaf) for tree in trees for leaf in tree.leaves()]
     stops = [tree.nodes[leaf].stop for tree in trees for leaf in tree.leaves()]
     flat = [score for own in scores for score in own]

@@ -18,7 +18,7 @@ from graft.objective.kl import k3
 from graft.report.metrics import Moment, Stage
 from graft.thoughts import Asked, LeafCritiques, critique_metrics
 from graft.tree import Grown, Tree
-from graft.types import Appraisal, Grade, StopReason
+from graft.types import Appraisal, Grade, StopReason, reaches
 from graft.update.step import StepResult
 
 
@@ -157,7 +157,7 @@ def _sampling_metrics(step: Step, threshold: float) -> dict[str, object]:
         mean = sum(scores) / len(scores)
         metrics["reward_mean"] = mean
         metrics["reward_std"] = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
-        metrics["solved_share"] = sum(s >= threshold for s in scores) / len(scores)
+        metrics["solved_share"] = sum(reaches(s, threshold) for s in scores) / len(scores)
     if step.credit is not None and step.credit.groups:
         metrics["groups_with_signal"] = step.credit.groups_with_signal / step.credit.groups
     if step.discarded.trees or step.rounds > 1:

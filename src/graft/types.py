@@ -178,6 +178,11 @@ class Grade:
         return self.score is None or self.outcome in OUR_FAULT
 
 
+def reaches(score: float, threshold: float) -> bool:
+    """Whether a score counts as solved. 0.7 + 0.2 + 0.1, a sum of weights, is a rounding error short of 1 and does."""
+    return score >= threshold - 1e-9
+
+
 Values = Mapping[int, npt.NDArray[np.float32]]
 """Node id -> one number for each token of the node."""
 

@@ -19,7 +19,7 @@ from graft.critics.scores import failed, grade_each, overall_score, share_of_tim
 from graft.rollout.engine import Engine
 from graft.rollout.sampling import SamplingSettings, stream_key
 from graft.segments.text_stream import Decode
-from graft.types import Chain, Critique, Grade, Grader, Prompt, Purpose, Sample, StopReason, Tokens
+from graft.types import Chain, Critique, Grade, Grader, Prompt, Purpose, Sample, StopReason, Tokens, reaches
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +37,7 @@ class _State:
     def solved(self, threshold: float) -> float | None:
         """The share that is solved; None if nothing could be graded."""
         scores = [grade.score for grade in self.grades if grade.score is not None and not grade.failed]
-        return sum(score >= threshold for score in scores) / len(scores) if scores else None
+        return sum(reaches(score, threshold) for score in scores) / len(scores) if scores else None
 
 
 class MonteCarloCritic:

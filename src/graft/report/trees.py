@@ -24,7 +24,7 @@ from graft.report.metrics import Moment, Stage
 from graft.report.run_folder import to_plain
 from graft.report.tree_shape import leaf_paths
 from graft.tree import ROOT, Tree
-from graft.types import Credit, Critique, Grade, Tokens
+from graft.types import Credit, Critique, Grade, Tokens, reaches
 
 T = TypeVar("T")
 
@@ -186,7 +186,7 @@ def telling_pairs(pairs: Sequence[ShownPair], count: int, *, threshold: float) -
 
 def is_solved(sample: ShownSample, threshold: float) -> bool:
     """Whether the sample has a score and it reaches the threshold."""
-    return sample.score is not None and sample.score >= threshold
+    return sample.score is not None and reaches(sample.score, threshold)
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:

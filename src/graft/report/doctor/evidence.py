@@ -19,7 +19,7 @@ from graft.report.run_folder import RunFolder
 from graft.report.tree_lines import well_formed
 from graft.report.tree_shape import sample_paths
 from graft.tree import ROOT, Kind
-from graft.types import Outcome, StopReason
+from graft.types import Outcome, StopReason, reaches
 
 GRAM = 4
 """Tokens in a row that count as a phrase."""
@@ -279,7 +279,7 @@ def _sample(record: Mapping[str, Any], path: Sequence[int], threshold: float) ->
     return SampleFacts(
         score=score,
         outcome=grade.get("outcome", ""),
-        solved=score is not None and score >= threshold,
+        solved=score is not None and reaches(score, threshold),
         tokens=len(tokens),
         stop=nodes[leaf]["stop"],
         segments=sum(nodes[node].get("kind") in (Kind.THOUGHT, Kind.ANSWER) for node in path),
