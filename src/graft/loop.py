@@ -428,6 +428,7 @@ class Loop:
             self.folder.cut_back(dict.fromkeys(self.folder.offsets(), 0))
             return False
         self.folder.cut_back(found.state["offsets"])
+        self.terminal.recall(self.folder.read_metrics())
         self.state = RunState.from_json(found.state["run"])
         checkpoint.load_parameters(self.parts.policy.model, found.weights)
         self._restored = found

@@ -4,6 +4,7 @@ that was to stop between its phases."""
 from __future__ import annotations
 
 import json
+import re
 
 from graft.config_file import dump_config, load_config
 from graft.report.metrics import Stage, without_wall_clock
@@ -73,3 +74,14 @@ def test_stopped_after_the_warm_start_it_goes_on_as_if_it_had_not(task, graft):
     one, other = ([without_wall_clock(r) for r in RunFolder.open(f).read_metrics()] for f in (whole, halted))
     assert one == other
     assert folder.read_summary()["status"] == "finished"
+
+
+def test_the_progress_line_goes_on_with_the_rewards_of_the_steps_before(task, graft):
+    graft("train", task / "config.toml", "--set", "training.steps=1")
+    config = task / "run" / "config.toml"
+    config.write_text(re.sub(r"(?m)^steps = 1$", "steps = 2", config.read_text()))
+    result = graft("resume", task / "run")
+    assert result.code == 0
+    [line] = [line for line in result.err.splitlines() if line.startswith("training ")]
+    assert line.startswith("training 2/2  reward ")
+    assert "(mean of 2 steps)  held-out " in line

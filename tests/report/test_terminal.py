@@ -66,7 +66,7 @@ def test_without_a_terminal_there_is_one_plain_line_for_each_record():
         "warm start 1/1  loss 1.55",
         "after warm start: held-out accuracy 33.5 % (27.3 to 40.3), 200 rows",
         "training 1/100  reward 0.250  held-out 34%  1,400 tokens/s  16:30 left",
-        "training 2/100  reward 0.375  held-out 34%  1,400 tokens/s  16:20 left",
+        "training 2/100  reward 0.375 (mean of 2 steps)  held-out 34%  1,400 tokens/s  16:20 left",
         "during training: held-out accuracy 45.0 % (38.3 to 51.9), 200 rows",
     ]
 
@@ -80,9 +80,12 @@ def test_without_a_terminal_nothing_but_text_is_written():
     assert "a␛[2Jb␍c" in written(console)
 
 
-def test_on_a_terminal_there_is_a_bar_that_fits():
+@pytest.mark.parametrize(
+    ("width", "reward"), [(80, " mean reward 0.375 "), (100, " reward 0.375 (mean of 2 steps) ")]
+)
+def test_on_a_terminal_there_is_a_bar_that_fits(width, reward):
     console, clock = (
-        Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard"),
+        Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard"),
         Clock(),
     )
     with Terminal(console, clock=clock) as terminal:
@@ -92,10 +95,10 @@ def test_on_a_terminal_there_is_a_bar_that_fits():
         screen = written(console)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
     last = [line for line in shown.splitlines() if "training" in line][-1]
-    assert len(last) <= 80
+    assert len(last) <= width
     assert "━" in last
     assert "2/100" in last
-    assert "reward 0.375" in last
+    assert reward in last
     assert "held-out 45%" in last
     assert "1,234 tokens" in last
     assert "16:20 left" in last
@@ -108,6 +111,22 @@ def test_resuming_counts_on_from_the_steps_that_were_made():
         clock.now += 5
         terminal.record({"step": 8, "stage": Stage.TRAIN, "reward_mean": 0.5})
     assert written(console) == "training 8/10  reward 0.500  10 s left\n"
+
+
+def test_resuming_takes_up_the_mean_reward_and_the_last_held_out_accuracy():
+    console = plain_console()
+    with Terminal(console, clock=Clock()) as terminal:
+        terminal.recall(
+            [
+                evaluation_metrics(0, Moment.BEFORE, 0.25),
+                *({"step": n, "stage": Stage.TRAIN, "reward_mean": n / 10} for n in range(1, 13)),
+                evaluation_metrics(12, Moment.DURING, 0.5),
+            ]
+        )
+        terminal.begin(Activity.TRAINING, 13, done=12)
+        terminal.record({"step": 13, "stage": Stage.TRAIN, "reward_mean": 1.5})
+    # of steps 4 to 13: (0.4 + ... + 1.2 + 1.5) / 10
+    assert written(console) == "training 13/13  reward 0.870 (mean of 10 steps)  held-out 50%\n"
 
 
 def test_a_bar_of_tokens_counts_what_was_drawn():

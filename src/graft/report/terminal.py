@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,9 @@ from graft.report.trees import ShownPair, ShownSample, is_solved
 
 RUNNING_MEAN_STEPS = 10
 """Steps over which the shown reward and the time left are averaged."""
+
+WIDE = 100
+"""Columns from which the bar leaves room to say of how many steps the reward is a mean."""
 
 
 class Activity(StrEnum):
@@ -127,6 +130,14 @@ class Terminal:
             self._progress.update(self._task, left="")
         self._task = self._progress.add_task(str(activity), total=total, completed=done, figures="", left="")
 
+    def recall(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take up the mean reward and the last held-out accuracy where a resumed run left them."""
+        for record in records:
+            if "reward_mean" in record:
+                self._rewards.append(float(record["reward_mean"]))
+            if "held_out_accuracy" in record:
+                self._latest["held_out_accuracy"] = float(record["held_out_accuracy"])
+
     def sampled(self, tokens: int) -> None:
         """Show how far sampling is within a step.
 
@@ -182,7 +193,7 @@ class Terminal:
             parts.append(f"loss {self._latest['loss']:.3g}")
         if self._activity is Activity.TRAINING:
             if self._rewards:
-                parts.append(f"reward {sum(self._rewards) / len(self._rewards):.3f}")
+                parts.append(self._reward())
             if "held_out_accuracy" in self._latest:
                 parts.append(f"held-out {100 * self._latest['held_out_accuracy']:.0f}%")
             if sampled is None and "tokens_per_s" in self._latest:
@@ -190,6 +201,14 @@ class Terminal:
         if sampled is not None:
             parts.append(f"{sampled:,} tokens")
         return "  ".join(parts)
+
+    def _reward(self) -> str:
+        """The running mean; of how many steps is left out where it would leave no room for the bar."""
+        count = len(self._rewards)
+        mean = f"reward {sum(self._rewards) / count:.3f}"
+        if self.console.is_terminal and self.console.width < WIDE:
+            return f"mean {mean}"
+        return f"{mean} (mean of {count} steps)" if count > 1 else mean
 
     def _time_left(self) -> str:
         left = self._total - self._done
