@@ -3,23 +3,11 @@
 import json
 from dataclasses import replace
 
-from graft.estimated import Estimate, Facts, Item
+from graft.estimated import Estimate, Item
+from tests.test_estimate import FACTS
 
 FOUND = Estimate(
-    facts=Facts(
-        run="runs/x",
-        rows_train=100,
-        rows_held_out=20,
-        prompt_tokens_mean=50.4,
-        prompt_tokens_longest=61,
-        model="some/model",
-        parameters=1_000,
-        parameters_trained=1_000,
-        device="cpu",
-        precision="bf16",
-        engine="fast",
-        threads=2,
-    ),
+    facts=FACTS,
     items=[Item("start", 1, 5.0), Item("training: update", 10, 16.0)],
     seconds_without_signal=165.0,
     memory_bytes=2_460_000_000,
@@ -57,7 +45,7 @@ def test_people_get_a_page():
     text = FOUND.to_text()
     assert "rows      100 to train on, 20 held out; they share no question\n" in text
     assert "prompts   50 tokens on average, 61 the longest\n" in text
-    assert "model     some/model, 1,000 weights, all of them trained\n" in text
+    assert "model     tiny, 1,000,000 weights, all of them trained\n" in text
     assert "steps     warm start 3, training 1,200\n" in text
     assert "tokens    800 to sample for training, 220 for measuring, 1,760 to train on" in text
     assert "to score without gradient" not in text
